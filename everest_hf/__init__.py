@@ -1,0 +1,35 @@
+"""EVEREST: efficient masked video autoencoding, as a Transformers model.
+
+Importing the package registers its classes with AutoConfig, AutoModel, AutoModelForPreTraining,
+AutoModelForVideoClassification and AutoVideoProcessor.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+)
+
+from .configuration_everest import EverestConfig
+from .modeling_everest import (
+    EverestForPreTraining,
+    EverestForVideoClassification,
+    EverestModel,
+    EverestPreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EverestConfig",
+    "EverestForPreTraining",
+    "EverestForVideoClassification",
+    "EverestModel",
+    "EverestPreTrainedModel",
+]
+
+AutoConfig.register("everest", EverestConfig, exist_ok=True)
+AutoModel.register(EverestConfig, EverestModel, exist_ok=True)
+AutoModelForPreTraining.register(EverestConfig, EverestForPreTraining, exist_ok=True)
+AutoModelForVideoClassification.register(EverestConfig, EverestForVideoClassification, exist_ok=True)

@@ -1,0 +1,310 @@
+"""Configuration of EVEREST: every number that changes a logit or a loss, checked where it is set."""
+
+from transformers import PretrainedConfig
+
+TOKEN_SELECTIONS = ("motion", "random", "tube")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# 0.29 * 100 is 28.999999999999996 in floating point. A share of a count is therefore rounded down only after
+# this much has been added: far above the rounding error, far below one token.
+_FLOAT_DUST = 1e-6
+
+
+def share_of(ratio: float, count: int) -> int:
+    """Return floor(ratio * count) with floating-point dust removed: 0.3 of 1568 is 470, 0.29 of 100 is 29."""
+    return int(ratio * count + _FLOAT_DUST)
+
+
+class EverestConfig(PretrainedConfig):
+    """Configuration of the EVEREST models. The defaults are ViT-B/16 on 16 frames of 224 x 224 pixels.
+
+    Sizes of the input
+        image_size: height and width of a frame in pixels, one int for a square or a pair (height, width).
+        patch_size: side of a token in pixels. tubelet_size: frames of a token.
+        num_channels, num_frames: channels of a frame; frames that the encoder works on.
+    Encoder
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps, qkv_bias
+        (biases on query and value; key never has one), hidden_dropout_prob, attention_probs_dropout_prob,
+        drop_path_rate (rises linearly from 0 in the first layer to this in the last), initializer_range.
+        head_layer_norm_eps: epsilon of the norms in front of the heads (classification and decoder).
+    Decoder of pre-training
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size.
+        norm_pix_loss: normalise each target tubelet per channel.
+        image_mean, image_std: one value a channel; how `pixel_values` were normalised, undone in the targets.
+    Selection of tokens (EVEREST, arXiv 2211.10636)
+        token_selection: "motion" keeps the tokens that change most between neighbouring slots; "random" and "tube"
+        (the same places in every slot) are baselines.
+        keep_ratio: share of the tokens that the encoder sees in fine-tuning and inference; 1 is the dense ViT.
+        pretraining_keep_ratio: share of the tokens that are informative in pre-training, seen or to predict.
+        mask_ratio: share of all tokens that the encoder does not see in pre-training.
+        frame_oversampling: the model takes this many times num_frames candidate frames and works on the
+        num_frames of them that hold most informative tokens; 1 switches frame selection off.
+    Classification
+        use_mean_pooling: mean over the tokens, then a LayerNorm; otherwise a LayerNorm over each token, then the
+        first token. classifier_dropout: dropout before the head. init_scale: factor on the head's initial weights.
+        num_labels, id2label, label2id, problem_type: as in every Transformers configuration.
+
+    Raises:
+        ValueError: a value or a combination is impossible; the message names field, value and what would be right.
+
+    >>> config = EverestConfig()
+    >>> config.num_tokens, config.num_kept_tokens(), config.num_visible_tokens, config.num_target_tokens
+    (1568, 940, 156, 314)
+    """
+
+    model_type = "everest"
+    # These say what the model looked at; the Trainer need not gather them as predictions.
+    keys_to_ignore_at_inference = (
+        "kept_ids",
+        "visible_ids",
+        "target_ids",
+        "slots",
+        "scores",
+        "hidden_states",
+        "attentions",
+    )
+
+    def __init__(
+        self,
+        image_size=224,
+        patch_size=16,
+        num_channels=3,
+        num_frames=16,
+        tubelet_size=2,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.02,
+        layer_norm_eps=1e-6,
+        head_layer_norm_eps=1e-6,
+        qkv_bias=True,
+        use_mean_pooling=True,
+        decoder_hidden_size=384,
+        decoder_num_hidden_layers=4,
+        decoder_num_attention_heads=6,
+        decoder_intermediate_size=1536,
+        norm_pix_loss=True,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        keep_ratio=0.6,
+        pretraining_keep_ratio=0.3,
+        mask_ratio=0.9,
+        token_selection="motion",
+        frame_oversampling=1.0,
+        init_scale=0.001,
+        classifier_dropout=0.0,
+        **kwargs,
+    ):
+        self.image_size = list(image_size) if isinstance(image_size, (list, tuple)) else image_size
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.num_frames = num_frames
+        self.tubelet_size = tubelet_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.drop_path_rate = drop_path_rate
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.head_layer_norm_eps = head_layer_norm_eps
+        self.qkv_bias = qkv_bias
+        self.use_mean_pooling = use_mean_pooling
+        self.decoder_hidden_size = decoder_hidden_size
+        self.decoder_num_hidden_layers = decoder_num_hidden_layers
+        self.decoder_num_attention_heads = decoder_num_attention_heads
+        self.decoder_intermediate_size = decoder_intermediate_size
+        self.norm_pix_loss = norm_pix_loss
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.keep_ratio = keep_ratio
+        self.pretraining_keep_ratio = pretraining_keep_ratio
+        self.mask_ratio = mask_ratio
+        self.token_selection = token_selection
+        self.frame_oversampling = frame_oversampling
+        self.init_scale = init_scale
+        self.classifier_dropout = classifier_dropout
+        self._check()
+        super().__init__(**kwargs)
+
+    # ------------------------------------------------------------------ derived counts
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Slots, rows and columns of the token grid."""
+        height, width = self.frame_size
+        return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_slots(self) -> int:
+        """Number of tubelet slots t."""
+        return self.grid_size[0]
+
+    @property
+    def num_tokens_per_slot(self) -> int:
+        """Number of places S in a slot."""
+        return self.grid_size[1] * self.grid_size[2]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens N = t * S."""
+        return self.num_slots * self.num_tokens_per_slot
+
+    @property
+    def tubelet_dim(self) -> int:
+        """Number of values in one token's pixels: channels * tubelet * patch * patch."""
+        return self.num_channels * self.tubelet_size * self.patch_size**2
+
+    @property
+    def num_input_frames(self) -> int:
+        """Number of frames that the model takes: the candidates of frame selection, a multiple of the tubelet."""
+        return share_of(self.frame_oversampling, self.num_frames) // self.tubelet_size * self.tubelet_size
+
+    def num_kept_tokens(self, keep_ratio: float | None = None) -> int:
+        """Number of tokens K that the encoder sees in fine-tuning and inference, at `keep_ratio` or the config's."""
+        return self.count_tokens(self.keep_ratio if keep_ratio is None else keep_ratio)
+
+    @property
+    def num_informative_tokens(self) -> int:
+        """Number of tokens that pre-training works on, seen or to predict."""
+        return self.count_tokens(self.pretraining_keep_ratio)
+
+    @property
+    def num_visible_tokens(self) -> int:
+        """Number of tokens that the encoder sees in pre-training."""
+        return self.count_tokens(1 - self.mask_ratio)
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Number of tokens that pre-training predicts."""
+        return self.num_informative_tokens - self.num_visible_tokens
+
+    def count_tokens(self, ratio: float, grid_size: tuple[int, int, int] | None = None) -> int:
+        """Return the number of tokens in a share of a token grid, the config's own where none is given.
+
+        For "tube" it is the share of the places of a slot, times the slots.
+        """
+        slots, rows, columns = grid_size or self.grid_size
+        if self.token_selection == "tube":
+            return share_of(ratio, rows * columns) * slots
+        return share_of(ratio, slots * rows * columns)
+
+    # ------------------------------------------------------------------ checks
+
+    def _check(self) -> None:
+        self._check_integers()
+        self._check_ratios()
+        self._check_divisible()
+        self._check_channels()
+        self._check_token_counts()
+
+    def _check_integers(self) -> None:
+        positive = (
+            "patch_size num_channels num_frames tubelet_size hidden_size num_hidden_layers num_attention_heads "
+            "intermediate_size decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads "
+            "decoder_intermediate_size"
+        )
+        for name in positive.split():
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, name, value, "a positive integer")
+        sides = self.frame_size
+        sound = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+        _require(sound, "image_size", self.image_size, "a positive integer or a pair (height, width) of them")
+
+    def _check_ratios(self) -> None:
+        for name in ("keep_ratio", "pretraining_keep_ratio"):
+            check_keep_ratio(getattr(self, name), name)
+        _require(
+            _is_number(self.mask_ratio) and 0 < self.mask_ratio < 1,
+            "mask_ratio",
+            self.mask_ratio,
+            "a number between 0 and 1, both excluded",
+        )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value < 1, name, value, "a probability of at least 0 and below 1")
+        for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range", "init_scale"):
+            value = getattr(self, name)
+            _require(_is_number(value) and value > 0, name, value, "a positive number")
+        _require(
+            self.token_selection in TOKEN_SELECTIONS,
+            "token_selection",
+            self.token_selection,
+            f"one of {', '.join(map(repr, TOKEN_SELECTIONS))}",
+        )
+        oversampling = self.frame_oversampling
+        sound = _is_number(oversampling) and oversampling >= 1
+        _require(sound, "frame_oversampling", oversampling, "a number of at least 1")
+
+    def _check_divisible(self) -> None:
+        height, width = self.frame_size
+        for name, value, divisor_name in (
+            ("num_frames", self.num_frames, "tubelet_size"),
+            ("image_size", height, "patch_size"),
+            ("image_size", width, "patch_size"),
+            ("hidden_size", self.hidden_size, "num_attention_heads"),
+            ("decoder_hidden_size", self.decoder_hidden_size, "decoder_num_attention_heads"),
+        ):
+            divisor = getattr(self, divisor_name)
+            _require(value % divisor == 0, name, value, f"a multiple of {divisor_name}={divisor}")
+        for name in ("hidden_size", "decoder_hidden_size"):
+            value = getattr(self, name)
+            _require(value % 2 == 0, name, value, "even, for the sine and cosine channels of the positions")
+
+    def _check_channels(self) -> None:
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            _require(
+                len(value) == self.num_channels, name, value, f"one value for each of num_channels={self.num_channels}"
+            )
+        _require(min(self.image_std) > 0, "image_std", self.image_std, "positive")
+
+    def _check_token_counts(self) -> None:
+        tokens = f"of the {self.num_tokens} tokens"
+        _require(self.num_kept_tokens() > 0, "keep_ratio", self.keep_ratio, f"large enough to keep one {tokens}")
+        _require(self.num_visible_tokens > 0, "mask_ratio", self.mask_ratio, f"small enough to leave one {tokens}")
+        _require(
+            self.num_target_tokens > 0,
+            "pretraining_keep_ratio",
+            self.pretraining_keep_ratio,
+            f"large enough to leave a token to predict beside the {self.num_visible_tokens} visible ones "
+            f"(above 1 - mask_ratio = {1 - self.mask_ratio:g})",
+        )
+        if self.num_slots == 1:
+            # A single slot has no neighbour to differ from.
+            needs_motion = self.token_selection == "motion" or self.num_input_frames > self.num_frames
+            _require(not needs_motion, "num_frames", self.num_frames, "at least two tubelets for motion selection")
+        if self.num_input_frames > self.num_frames:
+            # When every token is informative, all slots tie and frame selection has nothing to go by.
+            _require(self.keep_ratio < 1, "keep_ratio", self.keep_ratio, "below 1 where frame_oversampling is above 1")
+
+
+def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
+    """Raise a ValueError unless `value` is a share in (0, 1]."""
+    _require(_is_number(value) and 0 < value <= 1, name, value, "a number above 0 and at most 1")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require(sound: bool, name: str, value, right: str) -> None:
+    if not sound:
+        raise ValueError(f"EverestConfig.{name} is {value!r}; it must be {right}")
+
+
+EverestConfig.register_for_auto_class()
