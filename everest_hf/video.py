@@ -1,0 +1,184 @@
+"""The only place that opens a video file: frame indices, reading, errors."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
+
+__all__ = [
+    "DECODERS",
+    "FRAME_SAMPLINGS",
+    "Decoder",
+    "VideoError",
+    "VideoInfo",
+    "frame_indices",
+    "open_video",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "segment_indices",
+    "stride_indices",
+]
+
+
+class VideoError(ValueError):
+    """A video that cannot be read: `path` names it, `reason` says why, the message is both in one line."""
+
+    def __init__(self, path, reason: str | None = None):
+        if reason is None:
+            # A DataLoader re-raises a worker's exception with its whole traceback as the one argument; the last
+            # line of that is our own message.
+            last_line = str(path).strip().splitlines()[-1]
+            path, _, reason = last_line.split(f"{type(self).__name__}: ", 1)[-1].partition(": ")
+        self.path, self.reason = str(path), " ".join(str(reason).split())
+        super().__init__(f"{self.path}: {self.reason}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Number of frames, frames a second, height and width in pixels of a video."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+
+
+# ---------------------------------------------------------------------- decoders
+
+
+class Decoder(Protocol):
+    """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
+
+    num_frames: int
+    fps: float
+
+    def __init__(self, source: str | bytes): ...
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, uint8 (T, H, W, C)."""
+
+
+class DecordDecoder:
+    """decord (packages decord2 or decord)."""
+
+    def __init__(self, source: str | bytes):
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        # One thread: the data loader's workers are the parallelism.
+        self._reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, num_threads=1)
+        self.num_frames = len(self._reader)
+        self.fps = float(self._reader.get_avg_fps())
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
+
+
+DECODERS: dict[str, Callable[[str | bytes], Decoder]] = {"decord": DecordDecoder}
+
+
+# ---------------------------------------------------------------------- reading
+
+
+class _Video:
+    """An open video. Every failure is a VideoError that names it."""
+
+    def __init__(self, source, name: str, backend: str):
+        self.name = name
+        _check_source(source, name)
+        self._decoder = self._guard(DECODERS[backend], source)
+        if self.num_frames < 1:
+            raise VideoError(name, "it has no frames")
+
+    @property
+    def num_frames(self) -> int:
+        return self._decoder.num_frames
+
+    @property
+    def fps(self) -> float:
+        return self._decoder.fps
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
+        wanted = sorted(set(indices))
+        if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_frames:
+            raise VideoError(self.name, f"frames {list(indices)} asked for; it has frames 0 to {self.num_frames - 1}")
+        frames = self._guard(self._decoder.read, wanted)
+        if len(frames) != len(wanted):
+            raise VideoError(self.name, f"the decoder gave {len(frames)} of {len(wanted)} frames")
+        if wanted == list(indices):
+            return frames
+        return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
+
+    def _guard(self, function: Callable, *args):
+        try:
+            return function(*args)
+        except Exception as error:
+            raise VideoError(self.name, _reason(error)) from error
+
+
+def open_video(source: str | os.PathLike | bytes, *, name: str | None = None, backend: str = "decord") -> _Video:
+    """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices).
+
+    `name` is what errors call it, by default its path. `backend` is a key of DECODERS.
+
+    Raises:
+        VideoError: whatever goes wrong, with path and reason.
+    """
+    if backend not in DECODERS:
+        raise ValueError(f"video backend is {backend!r}; it must be one of {sorted(DECODERS)}")
+    if isinstance(source, bytes):
+        return _Video(source, name or f"<{len(source)} bytes of video>", backend)
+    return _Video(os.fspath(source), name or os.fspath(source), backend)
+
+
+def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
+    """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
+    video = open_video(source, **kwargs)
+    height, width = video.read([0]).shape[1:3]
+    return VideoInfo(video.num_frames, video.fps, height, width)
+
+
+def read_frames(source: str | os.PathLike | bytes, indices: Sequence[int], **kwargs) -> torch.Tensor:
+    """Return the frames at `indices`, uint8 (T, H, W, C); other arguments and errors as in `open_video`."""
+    return open_video(source, **kwargs).read(indices)
+
+
+def read_clip(source: str | os.PathLike | bytes, indices_of: Callable[[int], Sequence[int]], **kwargs) -> torch.Tensor:
+    """Return a clip uint8 (T, C, H, W) of the frames at indices_of(number of frames of the video).
+
+    Other arguments and errors as in `open_video`.
+    """
+    video = open_video(source, **kwargs)
+    # A view: channels stay last in memory, where uint8 resizing is fastest.
+    return video.read(indices_of(video.num_frames)).permute(0, 3, 1, 2)  # (T, C, H, W)
+
+
+# ---------------------------------------------------------------------- reasons
+
+
+def _check_source(source: str | bytes, name: str) -> None:
+    """Raise a VideoError for what the decoder would report badly or not at all."""
+    if isinstance(source, str):
+        if not os.path.exists(source):
+            raise VideoError(name, "no such file")
+        if not os.path.isfile(source):
+            raise VideoError(name, "not a file")
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    if size == 0:
+        raise VideoError(name, "the file is empty")
+
+
+def _reason(error: Exception) -> str:
+    """First line of a decoder's message, which may go on with its call stack."""
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"cannot be decoded ({first_line or type(error).__name__})"

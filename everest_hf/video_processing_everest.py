@@ -1,0 +1,272 @@
+"""Video processor of EVEREST: a path, a URL or an array in, normalised pixel values out.
+
+It samples the frames of the centre view that evaluation during training uses, so that a checkpoint gives the same
+result in a pipeline as in the run that made it. This file is copied beside a checkpoint as remote code: it imports
+nothing but torch and transformers.
+"""
+
+import os
+
+import torch
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import is_av_available, is_decord_available
+from transformers.utils.import_utils import is_torchcodec_available
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata, load_video
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# ---------------------------------------------------------------------- frame indices of a view
+
+
+def view_position(view: int, num_views: int) -> float:
+    """Place of view `view` of `num_views` spread evenly from start to end: 0 … 1, and the centre for a single one."""
+    return view / (num_views - 1) if num_views > 1 else 0.5
+
+
+def stride_indices(
+    *,
+    num_video_frames: int,
+    num_frames: int,
+    frame_step: int = 1,
+    num_input_frames: int | None = None,
+    segment: int = 0,
+    num_segments: int = 1,
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Return the frame indices of a clip of neighbouring frames, every `frame_step`-th one.
+
+    The clip spans num_frames * frame_step frames. With `generator` its start is drawn uniformly (training); without,
+    it is clip `segment` of `num_segments` spread evenly from the start of the video to its end (evaluation), the
+    centre for a single one. `num_input_frames` (default: num_frames) candidates are spread evenly over the same span.
+    A video that is shorter than the clip repeats its last frame.
+    """
+    count = num_input_frames or num_frames
+    offsets = [i * num_frames * frame_step // count for i in range(count)]
+    last_start = max(0, num_video_frames - 1 - offsets[-1])
+    if generator is not None:
+        start = int(torch.randint(last_start + 1, (), generator=generator))
+    else:
+        start = round(last_start * view_position(segment, num_segments))
+    return [min(start + offset, num_video_frames - 1) for offset in offsets]
+
+
+def segment_indices(
+    *,
+    num_video_frames: int,
+    num_frames: int,
+    frame_step: int = 1,
+    num_input_frames: int | None = None,
+    segment: int = 0,
+    num_segments: int = 1,
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Return one frame index of each of num_frames equal parts of the video (Something-Something v2).
+
+    With `generator` the place within each part is drawn uniformly (training); without, view `segment` takes place
+    (segment + 1/2) / num_segments of each part (evaluation), the centre for a single view. `num_input_frames`
+    (default: num_frames) is the number of parts where candidates are asked for; `frame_step` has no meaning here.
+    A video that is shorter than the clip repeats its last frame.
+    """
+    count = num_input_frames or num_frames
+    if num_video_frames < count:
+        return [min(i, num_video_frames - 1) for i in range(count)]
+    if generator is not None:
+        places = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    else:
+        places = [(segment + 0.5) / num_segments] * count
+    return [int((i + place) * num_video_frames / count) for i, place in enumerate(places)]
+
+
+FRAME_SAMPLINGS = {"stride": stride_indices, "segment": segment_indices}
+
+
+def frame_indices(*, frame_sampling: str = "stride", num_video_frames: int, **kwargs) -> list[int]:
+    """Return the frame indices of a view by the policy `frame_sampling`, a key of FRAME_SAMPLINGS.
+
+    The other arguments are those of `stride_indices` and `segment_indices`.
+
+    Raises:
+        ValueError: an unknown policy, or a video without frames.
+    """
+    if frame_sampling not in FRAME_SAMPLINGS:
+        raise ValueError(f"frame_sampling is {frame_sampling!r}; it must be one of {sorted(FRAME_SAMPLINGS)}")
+    if num_video_frames < 1:
+        raise ValueError(f"the video has {num_video_frames} frames; at least one is needed")
+    return FRAME_SAMPLINGS[frame_sampling](num_video_frames=num_video_frames, **kwargs)
+
+
+# ---------------------------------------------------------------------- geometry of a view
+
+
+def cover_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (height, width) of a frame scaled to just cover `target`, its aspect ratio kept.
+
+    For a square target this is the usual resize of the short side.
+    """
+    scale = max(target[0] / height, target[1] / width)
+    return max(target[0], round(height * scale)), max(target[1], round(width * scale))
+
+
+# ---------------------------------------------------------------------- the processor
+
+
+class EverestVideosKwargs(VideosKwargs, total=False):
+    """What a call may override beside the arguments of every video processor.
+
+    frame_sampling: "stride" (every frame_step-th frame of a clip) or "segment" (one frame of each equal part).
+    frame_step: stride between the frames of a clip, in frames of the video.
+    num_input_frames: number of frames delivered where the model selects num_frames of them itself.
+    """
+
+    frame_sampling: str | None
+    frame_step: int | None
+    num_input_frames: int | None
+
+
+class EverestVideoProcessor(BaseVideoProcessor):
+    """Turn videos into `pixel_values` (B, T, C, H, W), float, ImageNet-normalised.
+
+    Takes a path or URL, or a video as an array (T, H, W, C) or (T, C, H, W), or a list of either. The frames of the
+    centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre.
+    An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
+
+    Raises:
+        FileNotFoundError, ValueError: a video is missing or cannot be read; the message names it.
+    """
+
+    valid_kwargs = EverestVideosKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_MEAN
+    image_std = IMAGENET_STD
+    size = {"height": 224, "width": 224}  # noqa: RUF012
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 16
+    num_input_frames = None
+    frame_step = 4
+    frame_sampling = "stride"
+
+    def __init__(self, **kwargs: Unpack[EverestVideosKwargs]):
+        if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
+            kwargs["crop_size"] = kwargs["size"]
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, config, **kwargs):
+        """Return the processor for a model of `config`; `kwargs` (frame_step, frame_sampling, …) go to the processor."""
+        height, width = config.frame_size
+        fitting = {
+            "size": {"height": height, "width": width},
+            "image_mean": list(config.image_mean),
+            "image_std": list(config.image_std),
+            "num_frames": config.num_frames,
+            "num_input_frames": config.num_input_frames,
+        }
+        return cls(**{**fitting, **kwargs})
+
+    def preprocess(self, videos, **kwargs: Unpack[EverestVideosKwargs]):
+        """Return a BatchFeature with `pixel_values` (B, T, C, H, W); see the class for what `videos` may be."""
+        batch = super().preprocess(_paths_as_text(videos), **kwargs)
+        batch["pixel_values"] = batch.pop("pixel_values_videos")
+        return batch
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        num_input_frames: int | None = None,
+        frame_step: int | None = None,
+        frame_sampling: str | None = None,
+        fps: float | None = None,
+        **kwargs,
+    ) -> list[int]:
+        """Return the frame indices of the centre view of a video of metadata.total_num_frames frames."""
+        if fps is not None:
+            raise ValueError(f"fps is {fps}; EVEREST samples by frame_step={self.frame_step}, not by fps")
+        num_frames = num_frames or self.num_frames
+        # The number of candidates belongs to the processor's own number of frames; another number comes as it is.
+        candidates = (num_input_frames or self.num_input_frames) if num_frames == self.num_frames else num_frames
+        already_clip = metadata.video_backend is None and metadata.total_num_frames == (candidates or num_frames)
+        if already_clip:
+            return list(range(metadata.total_num_frames))
+        return frame_indices(
+            frame_sampling=frame_sampling or self.frame_sampling,
+            num_video_frames=metadata.total_num_frames,
+            num_frames=num_frames,
+            frame_step=frame_step or self.frame_step,
+            num_input_frames=candidates,
+        )
+
+    def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
+        """Read one video, or a list of them, with the first decoder that is installed: frames and metadata."""
+        if isinstance(video_url_or_urls, (list, tuple)):
+            return list(zip(*[self.fetch_videos(v, sample_indices_fn) for v in video_url_or_urls], strict=True))
+        return _read_video(video_url_or_urls, sample_indices_fn)
+
+    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """Scale frames (..., H, W) to just cover `size`; a size by its edges is what it is in every processor."""
+        if size.height and size.width:
+            height, width = cover_size(*image.shape[-2:], (size.height, size.width))
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size=size, **kwargs)
+
+
+def _paths_as_text(videos):
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if isinstance(videos, (list, tuple)):
+        return [_paths_as_text(video) for video in videos]
+    return videos
+
+
+def _decoder_backend() -> str:
+    """Name of the first installed decoder among those that transformers' load_video knows and EVEREST was tried with."""
+    installed = {"decord": is_decord_available, "torchcodec": is_torchcodec_available, "pyav": is_av_available}
+    for name, is_installed in installed.items():
+        if is_installed():
+            return name
+    raise ImportError(
+        f"reading a video file needs one of the packages decord2, torchcodec, av; have none of {list(installed)}"
+    )
+
+
+def _read_video(video: str, sample_indices_fn=None):
+    """Return the sampled frames of a file or URL, (T, H, W, C) or (T, C, H, W), and their VideoMetadata."""
+    is_url = video.startswith(("http://", "https://"))
+    if not is_url and not os.path.isfile(video):
+        raise FileNotFoundError(f"{video}: no such video file")
+    wanted = []
+
+    def distinct_indices(metadata, **kwargs):
+        # Not every backend repeats a frame that is asked for twice: read each once, in order.
+        wanted.extend(sample_indices_fn(metadata=metadata) if sample_indices_fn else range(metadata.total_num_frames))
+        return sorted(set(wanted))
+
+    backend = _decoder_backend()
+    try:
+        frames, metadata = load_video(video, backend=backend, sample_indices_fn=distinct_indices)
+    except Exception as error:
+        raise ValueError(f"{video}: cannot be read by {backend}: {_first_line(error)}") from error
+    place = {index: i for i, index in enumerate(sorted(set(wanted)))}
+    if len(frames) != len(place):
+        raise ValueError(f"{video}: {backend} gave {len(frames)} of the {len(place)} frames asked for")
+    metadata.frames_indices = wanted
+    return frames[[place[index] for index in wanted]], metadata
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+EverestVideoProcessor.register_for_auto_class("AutoVideoProcessor")
