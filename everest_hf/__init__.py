@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    AutoVideoProcessor,
 )
 
 from .configuration_everest import EverestConfig
@@ -18,6 +19,7 @@ from .modeling_everest import (
     EverestModel,
     EverestPreTrainedModel,
 )
+from .video_processing_everest import EverestVideoProcessor
 
 __version__ = "0.1.0"
 
@@ -27,9 +29,11 @@ __all__ = [
     "EverestForVideoClassification",
     "EverestModel",
     "EverestPreTrainedModel",
+    "EverestVideoProcessor",
 ]
 
 AutoConfig.register("everest", EverestConfig, exist_ok=True)
 AutoModel.register(EverestConfig, EverestModel, exist_ok=True)
 AutoModelForPreTraining.register(EverestConfig, EverestForPreTraining, exist_ok=True)
 AutoModelForVideoClassification.register(EverestConfig, EverestForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(EverestConfig, EverestVideoProcessor, exist_ok=True)

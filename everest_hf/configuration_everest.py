@@ -1,8 +1,12 @@
 """Configuration of EVEREST: every number that changes a logit or a loss, checked where it is set."""
 
+import math
+
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 
 TOKEN_SELECTIONS = ("motion", "random", "tube")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -124,8 +128,8 @@ class EverestConfig(PretrainedConfig):
         self.decoder_num_attention_heads = decoder_num_attention_heads
         self.decoder_intermediate_size = decoder_intermediate_size
         self.norm_pix_loss = norm_pix_loss
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = list(image_mean) if isinstance(image_mean, (list, tuple)) else image_mean
+        self.image_std = list(image_std) if isinstance(image_std, (list, tuple)) else image_std
         self.keep_ratio = keep_ratio
         self.pretraining_keep_ratio = pretraining_keep_ratio
         self.mask_ratio = mask_ratio
@@ -133,15 +137,16 @@ class EverestConfig(PretrainedConfig):
         self.frame_oversampling = frame_oversampling
         self.init_scale = init_scale
         self.classifier_dropout = classifier_dropout
-        self._check()
         super().__init__(**kwargs)
+        self.check()
 
     # ------------------------------------------------------------------ derived counts
 
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame in pixels."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        size = self.image_size
+        return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
@@ -174,6 +179,11 @@ class EverestConfig(PretrainedConfig):
         """Number of frames that the model takes: the candidates of frame selection, a multiple of the tubelet."""
         return share_of(self.frame_oversampling, self.num_frames) // self.tubelet_size * self.tubelet_size
 
+    @property
+    def uses_motion(self) -> bool:
+        """Whether tokens or frames are chosen by how much they change."""
+        return self.token_selection == "motion" or self.num_input_frames > self.num_frames
+
     def num_kept_tokens(self, keep_ratio: float | None = None) -> int:
         """Number of tokens K that the encoder sees in fine-tuning and inference, at `keep_ratio` or the config's."""
         return self.count_tokens(self.keep_ratio if keep_ratio is None else keep_ratio)
@@ -205,9 +215,11 @@ class EverestConfig(PretrainedConfig):
 
     # ------------------------------------------------------------------ checks
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError if a value or a combination is impossible. Models call it too, since fields can be set."""
         self._check_integers()
         self._check_ratios()
+        self._check_names()
         self._check_divisible()
         self._check_channels()
         self._check_token_counts()
@@ -240,15 +252,19 @@ class EverestConfig(PretrainedConfig):
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range", "init_scale"):
             value = getattr(self, name)
             _require(_is_number(value) and value > 0, name, value, "a positive number")
-        _require(
-            self.token_selection in TOKEN_SELECTIONS,
-            "token_selection",
-            self.token_selection,
-            f"one of {', '.join(map(repr, TOKEN_SELECTIONS))}",
-        )
         oversampling = self.frame_oversampling
         sound = _is_number(oversampling) and oversampling >= 1
         _require(sound, "frame_oversampling", oversampling, "a number of at least 1")
+
+    def _check_names(self) -> None:
+        for name, known in (
+            ("token_selection", TOKEN_SELECTIONS),
+            ("problem_type", (None, *PROBLEM_TYPES)),
+            ("hidden_act", tuple(ACT2FN)),
+        ):
+            value = getattr(self, name)
+            _require(value in known, name, value, f"one of {', '.join(map(repr, known))}")
+        _require(self.num_labels > 0, "num_labels", self.num_labels, "at least 1")
 
     def _check_divisible(self) -> None:
         height, width = self.frame_size
@@ -268,9 +284,10 @@ class EverestConfig(PretrainedConfig):
     def _check_channels(self) -> None:
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            _require(
-                len(value) == self.num_channels, name, value, f"one value for each of num_channels={self.num_channels}"
+            sound = (
+                isinstance(value, (list, tuple)) and all(map(_is_number, value)) and len(value) == self.num_channels
             )
+            _require(sound, name, value, f"a list of one number for each of num_channels={self.num_channels}")
         _require(min(self.image_std) > 0, "image_std", self.image_std, "positive")
 
     def _check_token_counts(self) -> None:
@@ -286,8 +303,10 @@ class EverestConfig(PretrainedConfig):
         )
         if self.num_slots == 1:
             # A single slot has no neighbour to differ from.
-            needs_motion = self.token_selection == "motion" or self.num_input_frames > self.num_frames
-            _require(not needs_motion, "num_frames", self.num_frames, "at least two tubelets for motion selection")
+            _require(not self.uses_motion, "num_frames", self.num_frames, "at least two tubelets for motion selection")
+        if self.norm_pix_loss:
+            pixels = self.tubelet_size * self.patch_size**2
+            _require(pixels > 1, "patch_size", self.patch_size, "above 1 for norm_pix_loss: one pixel has no variance")
         if self.num_input_frames > self.num_frames:
             # When every token is informative, all slots tie and frame selection has nothing to go by.
             _require(self.keep_ratio < 1, "keep_ratio", self.keep_ratio, "below 1 where frame_oversampling is above 1")
@@ -299,7 +318,7 @@ def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(sound: bool, name: str, value, right: str) -> None:

@@ -153,11 +153,18 @@ class EverestPositionEmbeddings(nn.Module):
         slots, rows, columns = self.grid_size
         return sincos_table(slots * rows * columns, self.dim)
 
+    def _apply(self, fn, *args, **kwargs):
+        # A model may be cast to 16 bits; the table is a constant and stays exact.
+        super()._apply(fn, *args, **kwargs)
+        if self.table.dtype != torch.float32:
+            self.table = self.compute().to(self.table.device)
+        return self
+
     def forward(self, grid_size: tuple[int, int, int]) -> torch.Tensor:
         """Return the table (N, D) for a grid, interpolated over slot, row and column where it is not its own."""
         if grid_size == self.grid_size:
             return self.table
-        volume = self.table.float().T.reshape(1, self.dim, *self.grid_size)
+        volume = self.table.T.reshape(1, self.dim, *self.grid_size)
         volume = F.interpolate(volume, size=grid_size, mode="trilinear", align_corners=False)
         return volume.flatten(2)[0].T  # (N, D)
 
@@ -280,7 +287,7 @@ class EverestEmbeddings(nn.Module):
     def _working_dtype(self, device_type: str) -> torch.dtype:
         if torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
-        return self.position_embeddings.table.dtype
+        return self.projection.weight.dtype
 
     # -------------------------------------------------------------------------------------------- selection
 
@@ -288,8 +295,7 @@ class EverestEmbeddings(nn.Module):
         """Choose the tokens of fine-tuning and inference: ids (B, K) in time order."""
         config, (slots, rows, columns) = self.config, grid_size
         k = config.count_tokens(keep_ratio, grid_size)
-        if k == 0:
-            raise ValueError(f"keep_ratio {keep_ratio} keeps none of the {slots * rows * columns} tokens")
+        self._check_count("keep_ratio", keep_ratio, k, grid_size)
         if config.token_selection == "motion":
             return top_ids(scores, k).sort(dim=-1).values
         if config.token_selection == "random":
@@ -303,6 +309,9 @@ class EverestEmbeddings(nn.Module):
         config, (slots, rows, columns) = self.config, grid_size
         num_informative = config.count_tokens(config.pretraining_keep_ratio, grid_size)
         num_visible = config.count_tokens(1 - config.mask_ratio, grid_size)
+        self._check_count("mask_ratio", config.mask_ratio, num_visible, grid_size)
+        num_targets = num_informative - num_visible
+        self._check_count("pretraining_keep_ratio", config.pretraining_keep_ratio, num_targets, grid_size)
         if config.token_selection == "motion":
             informative = top_ids(scores, num_informative)  # (B, K + M), by falling score
             shuffle = self._noise(noise, patches, num_informative).argsort(dim=-1, stable=True)
@@ -320,8 +329,12 @@ class EverestEmbeddings(nn.Module):
         """Choose slots (B, t) by motion. The config's ratio counts, so that the keep_ratio of a call moves none."""
         config, (slots, rows, columns) = self.config, grid_size
         ratio = config.pretraining_keep_ratio if pretraining else config.keep_ratio
+        shape = (scores.shape[0], num_candidates)
         if noise is None and self.training:
-            noise = torch.rand(scores.shape[0], num_candidates, device=scores.device)
+            noise = torch.rand(shape, device=scores.device)
+        if noise is not None:
+            _check_shape("frame_noise", noise, shape)
+            noise = noise.to(scores.device)
         k = share_of(ratio, num_candidates * rows * columns)
         return select_slots(scores, num_candidates, slots, k, noise)
 
@@ -338,20 +351,12 @@ class EverestEmbeddings(nn.Module):
             if self.training:
                 return torch.rand(batch_size, n, device=patches.device)
             return fixed_noise(batch_size, n, patches.device)
-        if noise.shape != (batch_size, n):
-            raise ValueError(
-                f"noise has the shape {tuple(noise.shape)}; token_selection={self.config.token_selection!r} "
-                f"takes {(batch_size, n)} here"
-            )
+        _check_shape("noise", noise, (batch_size, n))
         return noise.to(patches.device)
 
     @staticmethod
     def _ids_of_mask(bool_masked_pos: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if bool_masked_pos.shape != patches.shape[:2]:
-            raise ValueError(
-                f"bool_masked_pos has the shape {tuple(bool_masked_pos.shape)}; "
-                f"expected clips and tokens {tuple(patches.shape[:2])}"
-            )
+        _check_shape("bool_masked_pos", bool_masked_pos, tuple(patches.shape[:2]))
         return tuple(ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
 
     # ----------------------------------------------------------------------------------------------- checks
@@ -384,11 +389,19 @@ class EverestEmbeddings(nn.Module):
             ("height", height, config.patch_size),
             ("width", width, config.patch_size),
         ):
-            if value % divisor:
-                raise ValueError(f"pixel_values has {name} {value}; expected a multiple of {divisor}")
+            # Motion needs a neighbouring slot.
+            least = 2 * divisor if name == "frames" and config.uses_motion else divisor
+            if value % divisor or value < least:
+                raise ValueError(f"pixel_values has {name} {value}; expected a multiple of {divisor}, {least} or more")
         candidates = frames // config.tubelet_size
-        slots = max(1, round(candidates * config.num_frames / config.num_input_frames))
+        slots = round(candidates * config.num_frames / config.num_input_frames)
+        slots = min(candidates, max(slots, 2 if config.uses_motion else 1))
         return slots, height // config.patch_size, width // config.patch_size
+
+    @staticmethod
+    def _check_count(name: str, value: float, count: int, grid_size: tuple[int, int, int]) -> None:
+        if count <= 0:
+            raise ValueError(f"{name} {value} leaves no token of the grid (slots, rows, columns) {grid_size} to use")
 
     @staticmethod
     def _check_same(name: str, value, expected) -> None:
@@ -397,6 +410,11 @@ class EverestEmbeddings(nn.Module):
                 f"pixel_values has {name} {value}; expected {expected} "
                 "(interpolate_pos_encoding=True takes other sizes)"
             )
+
+
+def _check_shape(name: str, x: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if x.shape != expected:
+        raise ValueError(f"{name} has the shape {tuple(x.shape)}; expected {expected}")
 
 
 # -------------------------------------------------------------------------------------------------- transformer
@@ -515,16 +533,15 @@ class EverestEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
         """x (B, K, D) gives (B, K, D), then the states before each layer and after the last, and the attentions."""
-        hidden_states, attentions = [x], []
+        hidden_states = (x,) if output_hidden_states else None
+        attentions = () if output_attentions else None
         for layer in self.layers:
             x, weights = layer(x, output_attentions)
-            hidden_states.append(x)
-            attentions.append(weights)
-        return (
-            x,
-            tuple(hidden_states) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
-        )
+            if output_hidden_states:
+                hidden_states += (x,)
+            if output_attentions:
+                attentions += (weights,)
+        return x, hidden_states, attentions
 
 
 class EverestDecoder(nn.Module):
@@ -636,6 +653,10 @@ class EverestPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def __init__(self, config: EverestConfig, *args, **kwargs):
+        config.check()  # fields may have been set, or overridden in from_pretrained, since the config was made
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -857,7 +878,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
 
         labels: class ids (B,), or for problem_type "single_label_classification" also distributions (B, num_labels)
             as mixup and label smoothing make them; 0/1 floats (B, num_labels) for "multi_label_classification";
-            floats (B,) or (B, num_labels) for "regression". Without a problem_type: one label is regression,
+            floats (B, num_labels), or (B,) for one label, for "regression". Without a problem_type: one label is regression,
             integers are single-label, floats multi-label.
         The other arguments as in `EverestModel.forward`.
         """
@@ -891,11 +912,18 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Ever
     """Return the mean loss of logits (B, num_labels), in float32, by the config's problem_type."""
     logits = logits.float()
     problem_type = config.problem_type or _problem_type(labels, config.num_labels)
+    if problem_type == "single_label_classification" and not labels.is_floating_point():
+        _check_shape("labels", labels.flatten(), logits.shape[:1])
+        return F.cross_entropy(logits, labels.flatten().long())
+    labels = labels.to(logits.dtype)
+    if config.num_labels == 1:
+        labels = labels.reshape(-1, 1)  # (B,) or (B, 1)
+    _check_shape("labels", labels, tuple(logits.shape))
     if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).squeeze(-1))
+        return F.mse_loss(logits, labels)
     if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels.to(logits.dtype) if labels.is_floating_point() else labels)
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels)
 
 
 def _problem_type(labels: torch.Tensor, num_labels: int) -> str:

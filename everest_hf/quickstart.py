@@ -1,0 +1,54 @@
+"""The quickstart: a small pre-training and a fine-tuning from it, on videos that it writes itself."""
+
+import json
+from pathlib import Path
+
+from .recipe import Recipe, load_recipe
+from .synthetic import MotionVideos, write_motion_videos
+from .visualize import draw_curves
+
+STAGES = ("pretrain", "finetune")
+
+
+def write_videos(folder: str | Path = "data/motion") -> Path:
+    """Write the quickstart's videos below `folder`, or find them there, and return where train/ and val/ are."""
+    return write_motion_videos(folder, MotionVideos())
+
+
+def load_stages(recipes: Path, videos: Path, options: dict) -> dict[str, Recipe]:
+    """Return the recipes of both stages, chained: fine-tuning starts from the model that pre-training saves.
+
+    recipes: folder of pretrain.yaml and finetune.yaml. options: values for both, over the files'; output_dir is the
+    folder that holds a run for each stage.
+    """
+    root = Path(options.get("output_dir", "runs/quickstart"))
+    shared = {"train": str(videos / "train"), "val": str(videos / "val"), **options}
+    pretrain = load_recipe(recipes / "pretrain.yaml", {**shared, "output_dir": str(root / "pretrain")})
+    own = {"output_dir": str(root / "finetune"), "model": str(root / "pretrain" / "model")}
+    return {"pretrain": pretrain, "finetune": load_recipe(recipes / "finetune.yaml", {**shared, **own})}
+
+
+def summarise(stages: dict[str, Recipe]) -> str:
+    """Draw the curves of both runs into one picture and say how it went and where everything is."""
+    logs = {name: _read_log(Path(recipe.output_dir) / "log.jsonl") for name, recipe in stages.items()}
+    folder = Path(stages["finetune"].output_dir)
+    curves = folder.parent / "curves.png"
+    draw_curves(logs, curves)
+    losses = [line["loss"] for line in logs["pretrain"] if "loss" in line]
+    top1 = [line["val_top1"] for line in logs["finetune"] if "val_top1" in line][-1]
+    num_classes = len(json.loads((folder / "model" / "config.json").read_text())["id2label"])
+    return "\n".join(
+        (
+            f"pre-training loss   {losses[0]:.3f} -> {losses[-1]:.3f} ({1 - losses[-1] / losses[0]:.0%} lower)",
+            f"held-out top-1      {top1:.3f} (chance {1 / num_classes:.3f})",
+            f"videos              {stages['finetune'].train} and {stages['finetune'].val}",
+            f"pre-trained model   {stages['pretrain'].output_dir}/model",
+            f"classifier          {folder}/model",
+            f"curves              {curves}",
+            f"kept tokens         {folder}/tokens.png",
+        )
+    )
+
+
+def _read_log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,236 @@
+"""One run, described: a dataclass whose values come from defaults, a YAML file and the command line, in that order."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from .configuration_everest import EverestConfig
+
+TASKS = ("pretrain", "finetune")
+_ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
+CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
+
+
+def _option(default, group: str, text: str, choices: tuple | None = None):
+    """A field of the recipe with its help text; lists and dicts are copied for each recipe."""
+    metadata = {"group": group, "help": text, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Recipe:
+    """Everything about a run that is not in the model's configuration. Defaults are those of pre-training."""
+
+    task: str = _option("pretrain", "What to do", "pretrain or finetune", TASKS)
+    output_dir: str = _option("runs/everest", "What to do", "folder for checkpoints, log, recipe and pictures")
+    model: str | None = _option(None, "What to do", "checkpoint folder or Hub id to start from")
+    config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
+    overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
+
+    train: str | None = _option(None, "Data", "list file ('path label' a line) or folder of class folders")
+    val: str | None = _option(None, "Data", "the same for held-out videos; classes must be those of train")
+    data_root: str | None = _option(
+        None, "Data", "folder that relative paths of lists start from (default: the list's)"
+    )
+    frame_sampling: str = _option(
+        "stride", "Data", "stride (every frame_step-th frame) or segment", ("stride", "segment")
+    )
+    frame_step: int = _option(4, "Data", "frames from one sampled frame to the next, for stride")
+    num_workers: int = _option(2, "Data", "decoding processes for each training process")
+    max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
+
+    crop_scale: list = _option([1.0, 0.875, 0.75, 0.66], "Augmentation", "sides (pretrain) or area range (finetune)")
+    crop_ratio: list = _option([0.75, 4 / 3], "Augmentation", "range of aspect ratios of random resized crops")
+    flip: bool = _option(False, "Augmentation", "mirror clips at random; wrong where left and right differ in class")
+    rand_augment: int = _option(0, "Augmentation", "magnitude of RandAugment (0: off)")
+    erasing: float = _option(0.0, "Augmentation", "probability of random erasing")
+    label_smoothing: float = _option(0.0, "Augmentation", "share of the target spread over all classes")
+
+    epochs: int = _option(800, "Optimisation", "passes over the training videos")
+    warmup_epochs: float = _option(40, "Optimisation", "epochs of linear warm-up from 0")
+    batch_size: int = _option(24, "Optimisation", "clips a process and step")
+    gradient_accumulation_steps: int = _option(1, "Optimisation", "batches to a step of the optimizer")
+    base_lr: float = _option(1e-3, "Optimisation", "peak learning rate for a total batch of 256, scaled linearly")
+    min_lr: float = _option(1e-5, "Optimisation", "final learning rate for a total batch of 256, scaled linearly")
+    betas: list = _option([0.9, 0.95], "Optimisation", "betas of AdamW")
+    weight_decay: float = _option(0.05, "Optimisation", "weight decay, none on biases and norms")
+    layer_decay: float = _option(1.0, "Optimisation", "factor on the learning rate from each layer to the one below")
+    clip_grad: float = _option(0.0, "Optimisation", "largest norm of the gradient (0: no clipping)")
+
+    eval_every: int = _option(1, "Evaluation", "epochs between evaluations on val, one view a video")
+    segments: int = _option(5, "Evaluation", "clips a video in the final evaluation")
+    crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
+
+    seed: int = _option(0, "Run", "seed of weights, order, crops and selection")
+    log_every: int = _option(10, "Run", "steps between lines of the log")
+    save_every: int = _option(10, "Run", "epochs between checkpoints")
+    keep_checkpoints: int = _option(2, "Run", "checkpoints to keep")
+
+    def __post_init__(self):
+        for option in fields(self):
+            _check_type(option, getattr(self, option.name))
+        _check_names(self.config, CONFIG_FIELDS, "config")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("eval_every", "log_every", "save_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad", "rand_augment"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("erasing", "label_smoothing", "max_bad_fraction"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        _require(self.base_lr > 0, "base_lr", self.base_lr, "above 0")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _require(
+            self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
+        )
+        _require(self.train is not None, "train", self.train, "a list file or a folder of class folders")
+
+    def save(self, path: Path) -> None:
+        """Write all values as YAML, as a recipe that repeats the run."""
+        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Name the fields whose values differ from another recipe's, those that only steer the run left out."""
+        steering = {"overwrite", "num_workers"}
+        names = (option.name for option in fields(self) if option.name not in steering)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+# Fine-tuning starts from these where the recipe says nothing (method: table of the release's recipes).
+TASK_DEFAULTS = {
+    "pretrain": {},
+    "finetune": {
+        "epochs": 100,
+        "warmup_epochs": 5,
+        "batch_size": 16,
+        "min_lr": 1e-6,
+        "betas": [0.9, 0.999],
+        "layer_decay": 0.75,
+        "crop_scale": [0.08, 1.0],
+        "flip": True,
+        "rand_augment": 7,
+        "erasing": 0.25,
+        "label_smoothing": 0.1,
+        "config": {"drop_path_rate": 0.1},
+    },
+}
+
+
+def load_recipe(path: str | Path | None = None, options: dict | None = None) -> Recipe:
+    """Build a recipe from the defaults, the YAML file `path` and `options`, each over the one before.
+
+    Raises:
+        ValueError: a key is unknown (the nearest valid name is given) or a value has the wrong type or range.
+    """
+    values = _read_yaml(path) if path else {}
+    options = options or {}
+    names = [option.name for option in fields(Recipe)]
+    _check_names(values, names, str(path))
+    _check_names(options, names, "command line")
+    task = options.get("task", values.get("task", "pretrain"))
+    if task not in TASKS:
+        raise ValueError(f"{path or 'command line'}: task is {task!r}; it must be one of {', '.join(TASKS)}")
+    layers = (TASK_DEFAULTS[task], values, options)
+    merged = {name: value for layer in layers for name, value in layer.items()}
+    merged["config"] = {name: value for layer in layers for name, value in (layer.get("config") or {}).items()}
+    try:
+        return Recipe(**merged)
+    except ValueError as error:
+        raise ValueError(f"{path or 'command line'}: {error}") from None
+
+
+def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, dict]:
+    """Return the path of the recipe, if any, and the options given on the command line."""
+    parser = argparse.ArgumentParser(
+        description="Pre-train or fine-tune EVEREST. Without a recipe: the quickstart, on videos that it makes.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("recipe", nargs="?", default=None, help="YAML file; see recipes/")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in fields(Recipe):
+        group = option.metadata["group"]
+        groups.setdefault(group, parser.add_argument_group(group))
+        groups[group].add_argument(f"--{option.name}", **_argument(option))
+    options = vars(parser.parse_args(arguments))
+    path = options.pop("recipe")
+    if "config" in options:
+        options["config"] = dict(_key_value(text) for text in options["config"])
+    return path, options
+
+
+def _argument(option: dataclasses.Field) -> dict:
+    """Return argparse's description of a field."""
+    default = option.default_factory() if option.default is dataclasses.MISSING else option.default
+    text = option.metadata["help"] + ("" if default in (None, {}) else f" [{_shown(default)}]")
+    if isinstance(default, dict):
+        return {"nargs": "+", "metavar": "KEY=VALUE", "help": text}
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if isinstance(default, list):
+        return {"type": float, "nargs": "+", "metavar": "X", "help": text}
+    kind = str if default is None else type(default)
+    return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
+
+
+def _shown(value) -> str:
+    return " ".join(f"{x:g}" for x in value) if isinstance(value, list) else str(value)
+
+
+def _key_value(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"command line: --config takes KEY=VALUE, not {text!r}")
+    return name, yaml.load(value, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and makes the other a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: str | Path) -> dict:
+    try:
+        values = yaml.load(Path(path).read_text(), _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a readable YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a list of 'name: value' lines")
+    return values
+
+
+def _check_names(values: dict, names, where: str) -> None:
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+            raise ValueError(f"{where}: unknown key {name!r}{hint}")
+
+
+def _check_type(option: dataclasses.Field, value) -> None:
+    """Check a value against the field's annotation; whole numbers pass as floats."""
+    allowed = option.type
+    if allowed is float and isinstance(value, int) and not isinstance(value, bool):
+        return
+    sound = isinstance(value, allowed) and not (allowed is int and isinstance(value, bool))
+    _require(sound, option.name, value, f"of the type {getattr(allowed, '__name__', allowed)}")
+    choices = option.metadata["choices"]
+    _require(choices is None or value in choices, option.name, value, f"one of {choices}")
+
+
+def _require(sound: bool, name: str, value, right: str) -> None:
+    if not sound:
+        raise ValueError(f"{name} is {value!r}; it must be {right}")

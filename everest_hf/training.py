@@ -1,0 +1,412 @@
+"""What the loop in train_accelerate.py is made of: data, model, optimizer, log, checkpoints."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from . import transforms
+from .configuration_everest import EverestConfig
+from .data import (
+    BadVideos,
+    EpochSampler,
+    VideoClips,
+    VideoViews,
+    check_readable,
+    class_names_of,
+    collate,
+    load_videos,
+)
+from .evaluation import mean_loss, predict_videos
+from .metrics import load_metric
+from .modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
+from .optim import cosine_schedule, parameter_groups
+from .recipe import Recipe, load_recipe
+from .video_processing_everest import EverestVideoProcessor
+from .visualize import draw_curves, draw_kept_tokens
+
+logger = logging.getLogger(__name__)
+
+MODEL_CLASSES = {"pretrain": EverestForPreTraining, "finetune": EverestForVideoClassification}
+# The learning rate of a recipe is that of this total batch (method: linear scaling).
+REFERENCE_BATCH = 256
+# RandAugment applies this many operations (the 4 of rand-m7-n4).
+RAND_AUGMENT_OPERATIONS = 4
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    """Return the rows of training and validation, and refuse what is wrong with them before anything is trained."""
+    labelled = recipe.task == "finetune"
+    train = load_videos(recipe.train, data_root=recipe.data_root, labels_required=labelled)
+    _refuse_unreadable(train, recipe.train, recipe.max_bad_fraction)
+    if recipe.val is None:
+        return train, None
+    names = class_names_of(train)
+    bound = None if names or not labelled else max(train["label"]) + 1
+    val = load_videos(
+        recipe.val, data_root=recipe.data_root, labels_required=labelled, class_names=names, num_labels=bound
+    )
+    _refuse_unreadable(val, recipe.val, max_fraction=0.0)
+    return train, val
+
+
+def _refuse_unreadable(rows: Dataset, source: str, max_fraction: float) -> None:
+    """Open the videos (of a large set, a sample) and raise a ValueError if more than a share cannot be read."""
+    errors = check_readable(rows)
+    for error in errors:
+        logger.warning("unreadable: %s", error)
+    if len(errors) > max_fraction * len(rows):
+        raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
+
+
+def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None):
+    """Return the training loader and a function of (segments, crops) that makes a validation loader."""
+    sampling = {
+        "num_frames": config.num_frames,
+        "num_input_frames": config.num_input_frames,
+        "frame_step": recipe.frame_step,
+        "frame_sampling": recipe.frame_sampling,
+    }
+    workers = {"num_workers": recipe.num_workers, "collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+    clips = VideoClips(train, build_transform(recipe, config.frame_size), seed=recipe.seed, **sampling)
+    train_loader = DataLoader(
+        clips,
+        batch_size=recipe.batch_size,
+        sampler=EpochSampler(clips),
+        persistent_workers=recipe.num_workers > 0,
+        # A short last batch would weigh its clips more; a set smaller than one batch has nothing else.
+        drop_last=len(clips) >= recipe.batch_size,
+        **workers,
+    )
+
+    def val_loader(num_segments: int, num_crops: int) -> DataLoader:
+        views = VideoViews(val, config.frame_size, num_segments=num_segments, num_crops=num_crops, **sampling)
+        batch_size = max(1, recipe.batch_size // (num_segments * num_crops))
+        return DataLoader(views, batch_size=batch_size, **workers)
+
+    return train_loader, val_loader
+
+
+def build_transform(recipe: Recipe, size: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the augmentation of a clip: uint8 (T, C, H, W) to uint8 (T, C, *size)."""
+    if recipe.task == "pretrain":
+        return transforms.pretraining_transform(size, scales=tuple(recipe.crop_scale))
+    return transforms.finetuning_transform(
+        size,
+        scale=tuple(recipe.crop_scale),
+        ratio=tuple(recipe.crop_ratio),
+        flip=0.5 if recipe.flip else 0.0,
+        rand_augment=(RAND_AUGMENT_OPERATIONS, recipe.rand_augment) if recipe.rand_augment else None,
+    )
+
+
+def model_inputs(batch: dict, recipe: Recipe, config: EverestConfig) -> dict:
+    """Turn a uint8 batch on the device into what the model takes: normalised, erased, labels smoothed."""
+    pixel_values = transforms.normalize(batch["pixel_values"], config.image_mean, config.image_std)
+    if recipe.erasing:
+        pixel_values = transforms.random_erasing(pixel_values, recipe.erasing)
+    if recipe.task == "pretrain":
+        return {"pixel_values": pixel_values}
+    labels = batch["labels"]
+    if recipe.label_smoothing:
+        one_hot = torch.nn.functional.one_hot(labels, config.num_labels).float()
+        labels = torch.lerp(one_hot, torch.full_like(one_hot, 1 / config.num_labels), recipe.label_smoothing)
+    return {"pixel_values": pixel_values, "labels": labels}
+
+
+# ---------------------------------------------------------------------------------------------------------- model
+
+
+def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
+    """Return the model of a recipe: from its checkpoint, or new.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or the configuration is impossible.
+    """
+    cls, values = MODEL_CLASSES[recipe.task], dict(recipe.config)
+    if recipe.task == "finetune":
+        names = class_names_of(train) or [str(i) for i in range(max(train["label"]) + 1)]
+        values |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        values.setdefault("problem_type", "single_label_classification")
+    if recipe.model is None:
+        return cls(EverestConfig(**values))
+    try:
+        return cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
+    except OSError as error:
+        raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
+
+
+def build_processor(recipe: Recipe, config: EverestConfig) -> EverestVideoProcessor:
+    """Return the processor that samples and scales as the run's evaluation does."""
+    return EverestVideoProcessor.from_config(
+        config, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling
+    )
+
+
+def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: int, steps_per_epoch: int):
+    """Return AdamW with its parameter groups, and the schedule that is stepped once a step of the optimizer."""
+    peak, final = (lr * total_batch / REFERENCE_BATCH for lr in (recipe.base_lr, recipe.min_lr))
+    groups = parameter_groups(
+        model,
+        lr=peak,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        num_layers=model.config.num_hidden_layers,
+    )
+    optimizer = torch.optim.AdamW(groups, betas=tuple(recipe.betas))
+    factor = partial(
+        cosine_schedule,
+        total_steps=recipe.epochs * steps_per_epoch,
+        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+        final_factor=final / peak,
+    )
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate_model(accelerator: Accelerator, model, loader: DataLoader, recipe: Recipe) -> dict[str, float]:
+    """Return the figures on a validation loader: the loss of pre-training, or accuracies of classification."""
+    config = accelerator.unwrap_model(model).config
+    options = {
+        "to_pixel_values": partial(transforms.normalize, mean=config.image_mean, std=config.image_std),
+        "gather": accelerator.gather_for_metrics,
+    }
+    loader = accelerator.prepare(loader)
+    was_training = model.training
+    try:
+        if recipe.task == "pretrain":
+            return {"val_loss": mean_loss(model, loader, **options)}
+        predicted = predict_videos(model, loader, **options)
+    finally:
+        model.train(was_training)
+        accelerator._dataloaders.remove(loader)  # prepared for this once; a checkpoint must not look for it
+    metric = load_metric("video_accuracy", experiment_id=f"{os.getpid()}")
+    figures = metric.compute(predictions=predicted["probabilities"].double().numpy(), references=predicted["labels"])
+    likelihood = predicted["probabilities"].gather(1, predicted["labels"][:, None]).clamp_min(1e-12)
+    return {"val_loss": float(-likelihood.log().mean()), **{f"val_{name}": value for name, value in figures.items()}}
+
+
+# ------------------------------------------------------------------------------------------------- log and output
+
+
+class RunLog:
+    """The run's log: JSON lines in a file, written by the main process as they come."""
+
+    def __init__(self, path: Path, accelerator: Accelerator):
+        self.path, self.accelerator = path, accelerator
+
+    def write(self, **values) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def cut_after(self, step: int) -> None:
+        """Forget what a killed run logged after the checkpoint that the run goes on from."""
+        if self.accelerator.is_main_process:
+            kept = [line for line in self.read() if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+class Meter:
+    """Mean loss and clips a second since the last reading. Adds up on the device, so that no step waits for it."""
+
+    def __init__(self):
+        self._start()
+
+    def _start(self) -> None:
+        self.loss, self.batches, self.clips, self.since = 0.0, 0, 0, time.perf_counter()
+
+    def add(self, loss: torch.Tensor, clips: int) -> None:
+        self.loss = self.loss + loss.detach()
+        self.batches += 1
+        self.clips += clips
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        loss = accelerator.reduce(self.loss / self.batches, reduction="mean").item()
+        rate = self.clips * accelerator.num_processes / (time.perf_counter() - self.since)
+        self._start()
+        return {"loss": loss, "clips_per_second": rate}
+
+
+def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
+    """Return the run's folder, with its recipe in it.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or cannot be written.
+    """
+    folder, path = Path(recipe.output_dir), Path(recipe.output_dir) / "recipe.yaml"
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if recipe.overwrite:
+                _remove_run(folder)
+            if path.exists():
+                _refuse_other_run(recipe, path)
+            recipe.save(path)
+        except OSError as error:
+            raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _remove_run(folder: Path) -> None:
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("recipe.yaml", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _refuse_other_run(recipe: Recipe, path: Path) -> None:
+    differences = load_recipe(path).differences(recipe)
+    if differences:
+        raise ValueError(
+            f"output_dir {path.parent} holds a run of another recipe (different: {', '.join(differences)}); "
+            "choose another output_dir, or --overwrite to start again"
+        )
+
+
+# --------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Checkpoints:
+    """Checkpoints of a run, each whole or absent: written under another name, then renamed."""
+
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator):
+        self.folder, self.keep, self.accelerator = folder / "checkpoints", keep, accelerator
+
+    def all(self) -> list[Path]:
+        """Return the complete checkpoints, the oldest first."""
+        return sorted(self.folder.glob("epoch-*"))
+
+    def save(self, epoch: int, step: int, model, processor) -> None:
+        """Save after `epoch` epochs what a resumed run and from_pretrained need; forget the oldest."""
+        partial_folder = self.folder / f".partial-{epoch:05d}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial_folder / "state"))
+        save_model(self.accelerator, model, processor, partial_folder)
+        if self.accelerator.is_main_process:
+            (partial_folder / "progress.json").write_text(json.dumps({"epoch": epoch, "step": step}))
+            final = self.folder / f"epoch-{epoch:05d}"
+            shutil.rmtree(final, ignore_errors=True)
+            partial_folder.rename(final)
+            for old in self.all()[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> tuple[int, int]:
+        """Load the newest checkpoint, if any; return how many epochs and steps are done."""
+        newest = next(reversed(self.all()), None)
+        if newest is None:
+            return 0, 0
+        self.accelerator.load_state(str(newest / "state"))
+        progress = json.loads((newest / "progress.json").read_text())
+        return progress["epoch"], progress["step"]
+
+
+def save_model(accelerator: Accelerator, model, processor: EverestVideoProcessor, folder: Path) -> None:
+    """Save weights, configuration, code and processor as from_pretrained wants them. Every process calls it."""
+    state_dict = accelerator.get_state_dict(model)
+    accelerator.unwrap_model(model).save_pretrained(
+        folder, state_dict=state_dict, is_main_process=accelerator.is_main_process, save_function=accelerator.save
+    )
+    if accelerator.is_main_process:
+        processor.save_pretrained(folder)
+
+
+def save_final_model(accelerator: Accelerator, model, processor: EverestVideoProcessor, folder: Path) -> Path:
+    """Save the run's result under folder/model, whole or not at all, and return that path."""
+    partial_folder, final = folder / ".partial-model", folder / "model"
+    save_model(accelerator, model, processor, partial_folder)
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        partial_folder.rename(final)
+    accelerator.wait_for_everyone()
+    return final
+
+
+# ------------------------------------------------------------------------------------------------------ bad videos
+
+
+def watched(loader: DataLoader, bad: BadVideos, recipe: Recipe, num_videos: int) -> Iterator[dict]:
+    """Yield the batches of a training loader and stop the run when too many of its videos cannot be read."""
+    for batch in loader:
+        if bad.take(batch) and len(bad.reasons) > recipe.max_bad_fraction * num_videos:
+            path, reason = next(iter(bad.reasons.items()))
+            raise ValueError(
+                f"{len(bad.reasons)} of {num_videos} training videos are unreadable, more than "
+                f"max_bad_fraction={recipe.max_bad_fraction}; the first is {path}: {reason}"
+            )
+        yield batch
+
+
+# ------------------------------------------------------------------------------------------------- what people see
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """Give the processes of a CPU run all cores; `accelerate launch` leaves each one thread unless told otherwise."""
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+
+
+def describe(
+    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int, total_steps: int
+) -> str:
+    """Say in two lines what is about to run."""
+    if recipe.task == "pretrain":
+        tokens = f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted"
+    else:
+        tokens = f"{config.num_kept_tokens()} kept"
+    return (
+        f"{recipe.task}: {len(train)} training videos, {len(val) if val is not None else 0} held out, "
+        f"{recipe.epochs} epochs = {total_steps} steps of {total_batch} clips, to {recipe.output_dir}\n"
+        f"tokens: {tokens} of {config.num_tokens} ({config.token_selection})"
+    )
+
+
+def summarise(recipe: Recipe, figures: dict[str, float], model: Path, bad: BadVideos) -> str:
+    """Say in a line or two how a run ended and where its results are."""
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no validation set"
+    lines = [f"{recipe.task} finished: {shown}", f"model in {model}, log and pictures in {recipe.output_dir}"]
+    if bad.reasons:
+        lines.append(f"{len(bad.reasons)} unreadable training videos, {bad.count} times replaced")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def draw_pictures(recipe: Recipe, model: EverestPreTrainedModel, rows: Dataset, log: list[dict], folder: Path) -> None:
+    """Draw the run's curves, and the tokens that the model keeps of the first video of the rows."""
+    draw_curves({recipe.task: log}, folder / "curves.png")
+    config = model.config
+    sampling = {"num_frames": config.num_frames, "num_input_frames": config.num_input_frames}
+    views = VideoViews(
+        rows, config.frame_size, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling, **sampling
+    )
+    clip = views[0]["pixel_values"]  # (1, T, C, h, w)
+    pixel_values = transforms.normalize(clip, config.image_mean, config.image_std).to(model.device)
+    model.eval()
+    embedded = model.everest.embeddings(pixel_values, pretraining=recipe.task == "pretrain")
+    ids = embedded.kept_ids if embedded.target_ids is None else torch.cat([embedded.kept_ids, embedded.target_ids], 1)
+    if embedded.slots is not None:  # frame selection: show the frames that the model worked on
+        clip = clip.unflatten(1, (-1, config.tubelet_size))[:, embedded.slots[0].cpu()].flatten(1, 2)
+    draw_kept_tokens(clip[0], ids[0], config, folder / "tokens.png")
