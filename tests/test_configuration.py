@@ -40,7 +40,7 @@ def test_defaults_are_base_as_published():
     assert (config.keep_ratio, config.pretraining_keep_ratio, config.mask_ratio) == (0.6, 0.3, 0.9)
     assert (config.token_selection, config.frame_oversampling, config.init_scale) == ("motion", 1.0, 0.001)
     assert config.layer_norm_eps == config.head_layer_norm_eps == 1e-6
-    assert config.norm_pix_loss and config.use_mean_pooling and config.qkv_bias
+    assert all((config.norm_pix_loss, config.use_mean_pooling, config.qkv_bias))
 
 
 def test_counts_of_a_grid_with_no_equal_sides():
