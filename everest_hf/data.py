@@ -81,7 +81,7 @@ def class_names_of(rows: Dataset) -> list[str] | None:
 
 
 def _rows_of_list(path: Path, root: Path, labels_required: bool) -> list[_Row]:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = _text_of(path).splitlines()
     rows = [_row_of_line(line, f"{path}:{i}", root) for i, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path}: the list is empty; expected lines of the form 'path label'")
@@ -89,6 +89,15 @@ def _rows_of_list(path: Path, root: Path, labels_required: bool) -> list[_Row]:
         unlabelled = [row.where for row in rows if row.label is None]
         _refuse(unlabelled, "line without label; expected 'path label'")
     return rows
+
+
+def _text_of(path: Path) -> str:
+    if _is_video(path.name):
+        raise ValueError(f"{path}: a video, not a list of videos; expected a text file with 'path label' a line")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8; expected a list with 'path label' a line") from error
 
 
 def _row_of_line(line: str, where: str, root: Path) -> _Row:
@@ -398,7 +407,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class BadVideos:
-    """Counts the unreadable videos of a run and logs each path once."""
+    """Counts how often an unreadable video came up in a run, and logs each path once, with its reason."""
 
     def __init__(self):
         self.reasons: dict[str, str] = {}
@@ -409,6 +418,7 @@ class BadVideos:
         bad = batch.pop("bad", [])
         self.count += len(bad)
         for path, reason in bad:
-            if self.reasons.setdefault(path, reason) is reason:
+            if path not in self.reasons:
+                self.reasons[path] = reason
                 logger.warning("unreadable video replaced: %s: %s", path, reason)
         return len(bad)

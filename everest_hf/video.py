@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
@@ -74,8 +76,18 @@ class DecordDecoder:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        # One thread: the data loader's workers are the parallelism.
-        self._reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, num_threads=1)
+        if isinstance(source, bytes):
+            # decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
+            self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115, lives as long as the decoder
+            self._file.write(source)
+            self._file.flush()
+            source = self._file.name
+        try:
+            # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a neighbour
+            # in the place of a frame that it cannot decode, and says nothing.
+            self._reader = decord.VideoReader(source, num_threads=1, fault_tol=1e-9)
+        except RuntimeError as error:
+            raise ValueError("not a video, or one that decord does not know or finds damaged") from error
         self.num_frames = len(self._reader)
         self.fps = float(self._reader.get_avg_fps())
 
@@ -122,6 +134,9 @@ class _Video:
     def _guard(self, function: Callable, *args):
         try:
             return function(*args)
+        except ImportError:
+            # A decoder that is not installed is no fault of the video.
+            raise
         except Exception as error:
             raise VideoError(self.name, _reason(error)) from error
 
@@ -167,18 +182,76 @@ def read_clip(source: str | os.PathLike | bytes, indices_of: Callable[[int], Seq
 
 
 def _check_source(source: str | bytes, name: str) -> None:
-    """Raise a VideoError for what the decoder would report badly or not at all."""
-    if isinstance(source, str):
-        if not os.path.exists(source):
-            raise VideoError(name, "no such file")
-        if not os.path.isfile(source):
-            raise VideoError(name, "not a file")
-    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    """Raise a VideoError for what a decoder would report badly or not at all."""
+    if isinstance(source, bytes):
+        return _check_size(io.BytesIO(source), len(source), name)
+    if not os.path.exists(source):
+        raise VideoError(name, "no such file")
+    if not os.path.isfile(source):
+        raise VideoError(name, "not a file")
+    try:
+        with open(source, "rb") as file:
+            _check_size(file, os.path.getsize(source), name)
+    except OSError as error:
+        raise VideoError(name, error.strerror or str(error)) from error
+
+
+def _check_size(file: BinaryIO, size: int, name: str) -> None:
     if size == 0:
         raise VideoError(name, "the file is empty")
+    declared = _declared_size(file, size)
+    if declared > size:
+        # A decoder takes what is left for the whole video, and a clip would be of its beginning alone.
+        raise VideoError(name, f"the file is truncated: {size} of the {declared} bytes that its header declares")
+
+
+def _declared_size(file: BinaryIO, size: int) -> int:
+    """Number of bytes that an AVI, MP4, MOV, MKV or WebM file says it has; `size` where it does not say."""
+    head = file.read(128)
+    if head.startswith(b"RIFF"):
+        declared = int.from_bytes(head[4:8], "little")
+        # A writer that was cut off, or that streamed, leaves all bits set.
+        return size if declared == 0xFFFFFFFF else 8 + declared
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        return _end_of_boxes(file, size)
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return _end_of_segment(head) or size
+    return size
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """End of the last top-level box of an MP4 file: each begins with its size (4 bytes) and its type."""
+    end = 0
+    while end < size:
+        file.seek(end)
+        head = file.read(16)
+        length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        if length < 8 or not head[4:8].isalnum():
+            # The last box may run to the end of the file (length 0); other players ignore what follows the boxes.
+            return size
+        end += length
+    return end
+
+
+def _end_of_segment(head: bytes) -> int | None:
+    """End of the segment of a Matroska file, which follows its header; None where the size is left open."""
+    length, start = _matroska_size(head, 4)
+    segment = start + length
+    if head[segment : segment + 4] != b"\x18\x53\x80\x67" or len(head) < segment + 12:
+        return None
+    length, start = _matroska_size(head, segment + 4)
+    is_open = length + 1 == 1 << 7 * (start - segment - 4)
+    return None if is_open else start + length
+
+
+def _matroska_size(data: bytes, at: int) -> tuple[int, int]:
+    """Size of an element and where its content starts: the leading zero bits of the size tell its number of bytes."""
+    width = 9 - data[at].bit_length()
+    return int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1), at + width
 
 
 def _reason(error: Exception) -> str:
-    """First line of a decoder's message, which may go on with its call stack."""
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"cannot be decoded ({first_line or type(error).__name__})"
+    """First line of a decoder's message, without the places in its source and the call stack that follows."""
+    first_line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    what = re.sub(r"\[[0-9:]+\] \S+:[0-9]+: ", "", first_line)
+    return f"cannot be decoded: {what}"
