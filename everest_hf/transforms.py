@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .video_processing_everest import cover_size, view_position
+from .video_processing_everest import cover_size, crop_at, view_position
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 
@@ -93,12 +93,7 @@ def evaluation_crops(clip: torch.Tensor, size: tuple[int, int], num_crops: int =
     The crops are spread evenly over the side that sticks out; a single one is the centre, as the processor cuts it.
     """
     clip = F.resize(clip, list(cover_size(*clip.shape[-2:], size)), antialias=True)
-    return torch.stack([_crop_at(clip, size, view_position(k, num_crops)) for k in range(num_crops)])
-
-
-def _crop_at(clip: torch.Tensor, size: tuple[int, int], position: float) -> torch.Tensor:
-    top, left = (round((side - crop) * position) for side, crop in zip(clip.shape[-2:], size, strict=True))
-    return clip[..., top : top + size[0], left : left + size[1]]
+    return torch.stack([crop_at(clip, size, view_position(k, num_crops)) for k in range(num_crops)])
 
 
 # ---------------------------------------------------------------------- on the batch, on the device

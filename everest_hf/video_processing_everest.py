@@ -8,15 +8,12 @@ nothing but torch and transformers.
 import os
 
 import torch
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import is_av_available, is_decord_available
 from transformers.utils.import_utils import is_torchcodec_available
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, load_video
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # ---------------------------------------------------------------------- frame indices of a view
@@ -111,6 +108,12 @@ def cover_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, i
     return max(target[0], round(height * scale)), max(target[1], round(width * scale))
 
 
+def crop_at(frames: torch.Tensor, size: tuple[int, int], position: float) -> torch.Tensor:
+    """Cut `size` (height, width) out of frames (..., H, W): `position` 0 is top left, 1 bottom right, 0.5 the centre."""
+    top, left = (int((side - part) * position) for side, part in zip(frames.shape[-2:], size, strict=True))
+    return frames[..., top : top + size[0], left : left + size[1]]
+
+
 # ---------------------------------------------------------------------- the processor
 
 
@@ -141,8 +144,8 @@ class EverestVideoProcessor(BaseVideoProcessor):
     valid_kwargs = EverestVideosKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012
     resample = PILImageResampling.BILINEAR
-    image_mean = IMAGENET_MEAN
-    image_std = IMAGENET_STD
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
     size = {"height": 224, "width": 224}  # noqa: RUF012
     crop_size = {"height": 224, "width": 224}  # noqa: RUF012
     do_resize = True
@@ -221,6 +224,12 @@ class EverestVideoProcessor(BaseVideoProcessor):
             size = SizeDict(height=height, width=width)
         return super().resize(image, size=size, **kwargs)
 
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """Cut the centre out of frames (..., H, W); frames that are too small are padded with black."""
+        if size.height > image.shape[-2] or size.width > image.shape[-1]:
+            return super().center_crop(image, size, **kwargs)
+        return crop_at(image, (size.height, size.width), view_position(0, 1))
+
 
 def _paths_as_text(videos):
     if isinstance(videos, os.PathLike):
@@ -236,9 +245,7 @@ def _decoder_backend() -> str:
     for name, is_installed in installed.items():
         if is_installed():
             return name
-    raise ImportError(
-        f"reading a video file needs one of the packages decord2, torchcodec, av; have none of {list(installed)}"
-    )
+    raise ImportError("reading a video file needs one of the packages decord2, torchcodec or av; none is installed")
 
 
 def _read_video(video: str, sample_indices_fn=None):
