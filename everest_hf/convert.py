@@ -85,7 +85,8 @@ def _build(cls, source: Source, overrides: dict, may_replace_head: bool = False,
     _check_heads(source, fields)
     config = cls.config_class(**fields)
     state, account = _account(cls, config, source, may_replace_head)
-    # A copy of each tensor: the source may be mapped from disk, and its qkv matrices are shared by three.
+    # A copy of each tensor: the model would otherwise live on memory that is mapped from the source's file, and its
+    # query, key and value on one piece.
     state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     model, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **loading)
     unforeseen = sorted(set(info["missing_keys"]) - set(account.new)) + sorted(info["unexpected_keys"])
@@ -134,28 +135,33 @@ def read_source(name_or_path: str) -> Source:
 
 def _read_official(path: Path) -> Source:
     content = _load_tensors(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}; expected a state dict, or one under 'model'")
-    tensors = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
-    set_aside = [] if tensors is content else [key for key in content if content[key] is not tensors]
+    tensors, set_aside = content, []
+    if isinstance(content, dict):
+        tensors = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
+        set_aside = [] if tensors is content else [str(key) for key in content if content[key] is not tensors]
+    _check_tensors(path, tensors)
     tensors = _without_wrapper(tensors)
-    if any("patch_embeddings.projection" in str(key) for key in tensors):
+    if any("patch_embeddings.projection" in key for key in tensors):
         raise ValueError(f"{path}: has the names of Transformers' VideoMAE; give its folder, with config.json")
-    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()):
-        top = ", ".join(map(repr, list(content)[:8])) or "nothing"
-        raise ValueError(
-            f"{path}: no weights found; expected a state dict, or one under 'model' or 'module'; has {top}"
-        )
     source = _renamed(str(path), "official", tensors, OFFICIAL_NAMES)
-    source.set_aside = list(map(str, set_aside))
+    source.set_aside = set_aside
     source.config_fields, source.processor_fields = _fields_of_arguments(content.get("args"))
     return source
+
+
+def _check_tensors(path: Path, content) -> None:
+    expected = "expected tensors by name, bare or under 'model' or 'module'"
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; {expected}")
+    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    if others:
+        raise ValueError(f"{path}: is no state dict: {', '.join(map(repr, others[:8]))} is no tensor; {expected}")
 
 
 def _without_wrapper(tensors: dict) -> dict:
     """Take off the prefix that DistributedDataParallel and DeepSpeed put before every name."""
     prefix = "module."
-    if tensors and all(str(key).startswith(prefix) for key in tensors):
+    if all(key.startswith(prefix) for key in tensors):
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors
 
@@ -164,7 +170,9 @@ def _read_transformers(folder: Path, name: str) -> Source:
     config = _read_config(folder, name)
     tensors = {}
     for file in _weight_files(folder, name):
-        tensors.update(_load_tensors(file))
+        shard = _load_tensors(file)
+        _check_tensors(file, shard)
+        tensors.update(shard)
     source = _renamed(name, "transformers", tensors, TRANSFORMERS_NAMES)
     source.config_fields = {**_fields_of_videomae(config, name), **_pixel_statistics(folder)}
     return source
@@ -215,6 +223,9 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
 # ids such as "MCG-NJU/videomae-base": a name, or an owner and a name, without a file's ending
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+# Of the top folder alone: repositories may keep the checkpoints of a run in folders below.
+_PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+_HUB_FILES = ["config.json", *_PROCESSOR_FILES, "model*.safetensors", "model.safetensors.index.json"]
 
 
 def _download(name: str) -> Path:
@@ -222,9 +233,9 @@ def _download(name: str) -> Path:
     if not _HUB_ID.fullmatch(name) or name.endswith(_FILE_ENDINGS):
         raise FileNotFoundError(f"{name}: no such file or folder")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*"]))
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(f"{name}: no such file or folder, nor on the Hub: {_first_line(error)}") from error
     return folder
@@ -274,7 +285,8 @@ OFFICIAL_NAMES = (
     (r"^head\.", "classifier."),
     (r"\.attn\.q_bias$", ".attention.query.bias"),
     (r"\.attn\.v_bias$", ".attention.value.bias"),
-    (r"\.attn\.(qkv|proj)\.", lambda match: {"qkv": ".attention.qkv.", "proj": ".attention.output."}[match[1]]),
+    (r"\.attn\.qkv\.", ".attention.qkv."),
+    (r"\.attn\.proj\.", ".attention.output."),
 )
 TRANSFORMERS_NAMES = (
     (r"^videomae\.", ""),
@@ -408,12 +420,11 @@ def _fields_of(source: Source, cls) -> dict:
     """Return the fields of EverestConfig that a source says, for a model of class `cls`."""
     fields = _sizes(source.state) if source.format == "official" else {}
     fields.update(source.config_fields)
-    pooled = "fc_norm.weight" in source.state
     if source.task == PRETRAINING:
         # Pre-training knows no pooling. A bare encoder ends as the source's does; heads pool as EVEREST does.
         fields["use_mean_pooling"] = _NORM not in source.state or not _is_encoder(cls)
     elif source.format == "official":
-        fields["use_mean_pooling"] = pooled or _NORM not in source.state
+        fields["use_mean_pooling"] = "fc_norm.weight" in source.state or _NORM not in source.state
     return fields
 
 
@@ -514,7 +525,7 @@ def _square(size, name: str) -> int:
 
 def _pixel_statistics(folder: Path) -> dict:
     """Read from the processor's file, where there is one, how pixel values were normalised."""
-    for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
+    for file in _PROCESSOR_FILES:
         if (folder / file).is_file():
             content = _read_json(folder / file)
             return _known_only({name: content.get(name) for name in ("image_mean", "image_std")})
@@ -526,11 +537,10 @@ def _pixel_statistics(folder: Path) -> dict:
 
 @dataclass
 class Account:
-    """Where every key went: number of tensors `used`; names `new` in the model; original names `unused` by its class."""
+    """Where every key went: the number of tensors `used`, and the names that are `new` in the model."""
 
     used: int
     new: list[str]
-    unused: list[str]
 
 
 def _account(cls, config, source: Source, may_replace_head: bool) -> tuple[dict[str, torch.Tensor], Account]:
@@ -549,13 +559,12 @@ def _account(cls, config, source: Source, may_replace_head: bool) -> tuple[dict[
         for name, tensor in chosen.items()
         if tensor.shape != wanted[name]
     ]
-    used = {prefix + name for name in chosen}
-    others = [name for name in source.state if name not in used]
-    understood = _all_names(config)
-    left_over = [source.original_names[name] for name in others if name not in understood]
+    # What the source's own class has no place for is understood by nobody; another class may leave heads aside.
+    is_whole = cls.__name__ == MODEL_OF_TASK[source.task].__name__
+    understood = {prefix + name for name in chosen} | (set() if is_whole else _all_names(config))
+    left_over = [source.original_names[name] for name in state if name not in understood]
     _check_account(cls, source, [name for name in missing if name not in new], left_over, misshapen)
-    unused = [source.original_names[name] for name in others]
-    return chosen, Account(used=len(chosen), new=new, unused=list(dict.fromkeys(unused)))
+    return chosen, Account(used=len(chosen), new=new)
 
 
 _HEAD = ("classifier.", "fc_norm.")
@@ -605,9 +614,8 @@ class ConversionReport:
     """What was converted; `str` of it is for reading.
 
     task: "pre-training", "classification" or "features". parameters: their number. tensors: number of tensors in the
-    model. unused: the file's tensors that the model has no place for. tables: position tables, computed anew.
-    set_aside: what the file holds beside weights. assumed: fields of the config that neither the source nor the
-    caller gave, with the values taken.
+    model, each of them from the source. tables: position tables of the source, computed anew. set_aside: what the
+    file holds beside weights. assumed: fields of the config that neither source nor caller gave, with their values.
     """
 
     source: str
@@ -619,7 +627,6 @@ class ConversionReport:
     parameters: int
     dtype: str
     tensors: int
-    unused: list[str]
     tables: list[str]
     set_aside: list[str]
     assumed: dict
@@ -631,7 +638,6 @@ class ConversionReport:
             "input": self._input(),
             "tokens": self._tokens(),
             "weights": f"{self.parameters:,} parameters ({self.dtype}) in {self.tensors} tensors, all from the source",
-            "unused": ", ".join(self.unused),
             "computed anew": ", ".join(self.tables),
             "set aside": ", ".join(self.set_aside),
             "assumed": ", ".join(f"{name}={value}" for name, value in self.assumed.items()),
@@ -680,7 +686,6 @@ def _report(source: Source, model, account: Account, overrides: dict) -> Convers
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         tensors=account.used,
-        unused=account.unused,
         tables=source.tables,
         set_aside=source.set_aside,
         assumed={name: getattr(model.config, name) for name in _UNREADABLE if name not in told},

@@ -350,7 +350,10 @@ def test_official_sizes_are_known(tmp_path, width, heads, decoder_width, decoder
     }
     with torch.device("meta"):
         shapes = VideoMAEForPreTraining(
-            VideoMAEConfig(**sizes, num_hidden_layers=2, decoder_num_hidden_layers=1, use_mean_pooling=False)
+            # The weights do not depend on the size of the frames, and VideoMAE is slow to build for large ones.
+            VideoMAEConfig(
+                **sizes, num_hidden_layers=2, decoder_num_hidden_layers=1, use_mean_pooling=False, image_size=32
+            )
         )
     names = official_names(shapes)
     state = {name: torch.zeros((), dtype=torch.float16).expand(tensor.shape) for name, tensor in names.items()}
@@ -361,6 +364,16 @@ def test_official_sizes_are_known(tmp_path, width, heads, decoder_width, decoder
     assert (model.config.num_frames, model.config.image_size, model.config.num_tokens) == (16, 224, 1568)
     assert model.num_parameters() == sum(p.numel() for p in shapes.parameters())
     assert model.dtype == torch.float16
+
+
+def test_the_model_does_not_depend_on_the_file_any_more(tmp_path, classifier):
+    path = tmp_path / "tuned.pth"
+    torch.save({"model": official_names(classifier)}, path)
+    model = EverestForVideoClassification.from_videomae(path, keep_ratio=1, **UNTOLD)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_same_classification(model, classifier)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
 
 
 def test_training_arguments_are_heeded(tmp_path, classifier, autoencoder):
@@ -546,6 +559,12 @@ def test_a_layer_too_many_or_too_few_is_an_error(tmp_path, classifier):
     assert "missing: everest.encoder.layers.3." in message_of(tmp_path, num_hidden_layers=4)
 
 
+def test_two_last_norms_are_an_error(tmp_path, classifier):
+    state = {**official_names(classifier), "norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    torch.save(state, tmp_path / "tuned.pth")
+    assert message_of(tmp_path / "tuned.pth", **UNTOLD).endswith("left over: norm.weight, norm.bias")
+
+
 def test_both_forms_of_a_bias_at_once_are_an_error(tmp_path, classifier):
     state = load_file(saved(classifier, tmp_path) / "model.safetensors")
     save_file(
@@ -613,8 +632,8 @@ def damaged_files(folder):
         "text.pth": "is not a PyTorch checkpoint",
         "empty.pth": "is empty",
         "object.pth": "holds a Python object, test_convert.Pickled",
-        "list.pth": "holds list; expected a state dict",
-        "no_model.pth": "no weights found; expected a state dict, or one under 'model' or 'module'; has 'epoch'",
+        "list.pth": "holds a list; expected tensors by name",
+        "no_model.pth": "is no state dict: 'epoch', 'optimizer' is no tensor; expected tensors by name",
         "nothing.pth": "no patch projection",
         "resnet.pth": "is not a VideoMAE or EVEREST checkpoint: no patch projection; has conv1.weight, fc.bias",
         "image_vit.pth": "has the shape (32, 3, 8, 8); expected (hidden size, channels, tubelet, patch, patch)",
@@ -663,5 +682,9 @@ def test_folders_that_are_no_checkpoints(tmp_path, classifier):
     assert "has the names of Transformers' VideoMAE; give its folder" in message_of(
         tmp_path / "good/model.safetensors"
     )
+    folder = spoilt("nested")
+    (folder / "model.safetensors").unlink()
+    torch.save({"state_dict": {}}, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin: is no state dict: 'state_dict' is no tensor" in message_of(folder)
     (folder / "config.json").write_text("{")
     assert "config.json: is not JSON" in message_of(folder)
