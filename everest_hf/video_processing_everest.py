@@ -15,7 +15,6 @@ from transformers.utils.import_utils import is_torchcodec_available
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, load_video
 
-
 # ---------------------------------------------------------------------- frame indices of a view
 
 
