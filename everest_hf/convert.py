@@ -237,7 +237,8 @@ def _download(name: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*"]))
     except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(f"{name}: no such file or folder, nor on the Hub: {_first_line(error)}") from error
+        why = f"{type(error).__name__}: {_first_line(error)}"
+        raise FileNotFoundError(f"{name}: no such file or folder, nor on the Hub: {why}") from error
     return folder
 
 
