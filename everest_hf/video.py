@@ -1,4 +1,8 @@
-"""The only place that opens a video file: frame indices, reading, errors."""
+"""The only place that opens a video file: frame indices, reading, errors.
+
+A file that is missing, empty, truncated, not a video, or that the decoder fails on is a VideoError. Flipped bits that
+still decode are not seen: video codecs carry no checksums, and decoders conceal what they can.
+"""
 
 import io
 import os

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import ClassLabel
 from torch.utils.data import DataLoader
 from videos import (
@@ -373,3 +374,21 @@ def test_view_is_the_crop_of_the_frames_read(folder):
     views = VideoViews(rows, SIZE, num_frames=20)[0]["pixel_values"]
     frames = read_frames(rows[0]["video"], range(20)).permute(0, 3, 1, 2)
     assert torch.equal(views, evaluation_crops(frames, SIZE))
+
+
+# ---------------------------------------------------------------------- under Accelerate
+
+
+def test_order_and_epoch_hold_under_accelerate(folder):
+    clips = clips_of(load_videos(folder), seed=5)
+    loader = DataLoader(clips, batch_size=2, sampler=EpochSampler(clips), collate_fn=collate, num_workers=1)
+    prepared = Accelerator(cpu=True).prepare(loader)
+    for epoch in (0, 4):
+        prepared.set_epoch(epoch)
+        batches = list(prepared)
+        assert clips.epoch == epoch
+        assert (
+            torch.cat([batch["index"] for batch in batches]).tolist()
+            == epoch_order(num_rows=6, seed=5, epoch=epoch).tolist()
+        )
+        assert torch.equal(batches[0]["pixel_values"][0], clips[int(batches[0]["index"][0])]["pixel_values"])

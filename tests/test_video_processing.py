@@ -3,7 +3,10 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -144,6 +147,8 @@ def test_round_trip(checkpoint, clip):
 
 REMOTE = """
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 sys.modules["everest_hf"] = None  # importing the package is an ImportError
 from transformers import AutoVideoProcessor
 import numpy
@@ -171,3 +176,13 @@ def test_pipeline_gives_the_scores_of_the_evaluation_view(checkpoint, clip, tmp_
     assert len(scores) == 5
     for i, score in enumerate(expected.tolist()):
         assert scores[model.config.id2label[i]] == pytest.approx(score, abs=1e-6)
+
+
+def test_url_is_read_like_a_file(clip):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(clip.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        processor = EverestVideoProcessor.from_config(tiny_config())
+        result = pixels(processor, f"http://127.0.0.1:{server.server_port}/a%20clip.mp4")
+        server.shutdown()
+    assert torch.equal(result, pixels(processor, str(clip)))
