@@ -6,7 +6,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,8 +238,8 @@ def epoch_order(*, num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_rows, generator=generator)
 
 
-def replacements(*, index: int, order: torch.Tensor) -> Iterable[int]:
-    """Yield the indices that stand in for an unreadable video: those that follow it in the epoch's order, cyclically.
+def replacements(*, index: int, order: torch.Tensor) -> list[int]:
+    """Return the indices that stand in for an unreadable video: those that follow it in the epoch's order, cyclically.
 
     At most MAX_REPLACEMENTS, and never the index itself.
     """
@@ -303,14 +303,14 @@ class VideoClips(torch.utils.data.Dataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        sample_seed = seed_of(seed=self.seed, epoch=self.epoch, index=index)
-        generator = torch.Generator().manual_seed(sample_seed)
+        generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=self.epoch, index=index))
         clip = read_clip(
             **_source_of(row["video"]),
             indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
             backend=self.backend,
         )
-        with transforms.seeded(sample_seed):
+        # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
+        with transforms.seeded(int(torch.randint(2**63 - 1, (), generator=generator))):
             return _item(self.transform(clip), row, index)
 
     def _read_replacement(self, index: int, error: VideoError) -> dict[str, Any]:

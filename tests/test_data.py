@@ -215,6 +215,22 @@ def test_clip_is_a_function_of_seed_epoch_and_index(folder):
     assert torch.equal(again[4]["pixel_values"], item["pixel_values"])
 
 
+def test_frames_and_augmentation_are_drawn_apart(tmp_path):
+    path = write_video(tmp_path / "count.mp4", counting_frames(64, *SIZE), crf=10)
+    rows, draws = load_videos(write_list(tmp_path / "list.txt", [(path, 0)])), []
+
+    def transform(clip):
+        draws.append(int(torch.randint(64, ())))
+        return clip
+
+    clips, starts = clips_of(rows, transform, num_frames=1), []
+    for epoch in range(40):
+        clips.set_epoch(epoch)
+        starts.append(frame_number(clips[0]["pixel_values"][0].permute(1, 2, 0)))
+    assert len(set(starts)) > 20
+    assert sum(start == draw for start, draw in zip(starts, draws, strict=True)) < 8
+
+
 def test_seeds_are_distinct():
     seeds = {seed_of(seed=s, epoch=e, index=i) for s in range(6) for e in range(6) for i in range(6)}
     assert len(seeds) == 216
@@ -273,9 +289,9 @@ def test_frame_sampling_reaches_the_clips(tmp_path):
 
 def test_replacements_follow_in_the_order_of_the_epoch():
     order = torch.tensor([3, 0, 4, 1, 2])
-    assert list(replacements(index=1, order=order)) == [2, 3, 0, 4]
-    assert len(list(replacements(index=7, order=torch.arange(1000)))) == MAX_REPLACEMENTS
-    assert list(replacements(index=0, order=torch.tensor([0]))) == []
+    assert replacements(index=1, order=order) == [2, 3, 0, 4]
+    assert len(replacements(index=7, order=torch.arange(1000))) == MAX_REPLACEMENTS
+    assert replacements(index=0, order=torch.tensor([0])) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
