@@ -1,5 +1,7 @@
 """What the models do not do: keep, compute or wait for what the dropped tokens would need."""
 
+import gc
+
 import pytest
 import torch
 from tiny import tiny_config
@@ -255,3 +257,26 @@ def test_the_number_of_operations_does_not_grow_with_the_batch(model_class):
             model(pixel_values)
         counts.append([name for name, _ in sizes.written])
     assert counts[0] == counts[1]
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_no_copy_of_the_clip_outlives_the_embedding(model_class):
+    model = build(model_class)
+    pixel_values = clips(model.config)
+    alive = []
+
+    def large():
+        tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.nbytes >= pixel_values.nbytes]
+        return {x.untyped_storage().data_ptr() for x in tensors}
+
+    encoder = model.get_submodule("encoder" if model_class is EverestModel else "everest.encoder")
+    encoder.register_forward_pre_hook(lambda *_: alive.append(large()))
+    gc.collect()
+    before = large()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            model(pixel_values)
+    assert alive == [before, before]
