@@ -158,7 +158,7 @@ BAD_FIELDS = [
     ("image_std", (0.5,), "num_channels=3"),
     ("image_std", "abc", "num"),
     ("image_std", (0.2, 0, 0.2), "positive"),
-    ("image_std", (0.2, NAN, 0.2), "positive"),
+    ("image_std", (0.2, NAN, 0.2), "number"),
     ("hidden_act", "gelo", "gelu"),
     ("problem_type", "clustering", "regression"),
 ]
