@@ -95,7 +95,7 @@ def reset_resident_peak() -> None:
         return
 
 
-def peak_bytes(build, device: torch.device, steps: int = 2) -> int:
+def peak_bytes(build, device: torch.device) -> int:
     """Return the peak memory of the step that build() makes. To be called in a process of its own.
 
     On a GPU the most that tensors held during a step: weights, gradients, optimizer state, activations, clips. On a
@@ -111,8 +111,7 @@ def peak_bytes(build, device: torch.device, steps: int = 2) -> int:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         reset_resident_peak()
-    for _ in range(steps):
-        step()
+    step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)

@@ -11,7 +11,8 @@ process of its own for each case: see `measure.peak_bytes` for what it holds.
 The clips are squares that move over a still background. Their content decides which tokens are kept but not how many,
 so a step costs the same on any clips; `--clips noise` shows it.
 
-Prints a Markdown table and writes every repetition to a JSON file. The defaults take about ten minutes on two cores.
+Prints a Markdown table and writes every repetition to a JSON file. The defaults take about ten minutes on two cores that
+have nothing else to do.
 """
 
 import argparse
@@ -201,12 +202,12 @@ def peak_bytes_of(case: Case) -> int:
 
 
 def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) -> dict:
-    """Measure one case of each model, in turn; on_step(case) is called after each step."""
+    """Measure one case of each model, in turn; on_step(case, steps=1) is told of the steps done."""
     peaks = dict.fromkeys(cases)
     if memory:
         for name, case in cases.items():
             peaks[name] = peak_bytes_of(case)
-            on_step(case)
+            on_step(case, steps=2)
     device = torch.device(cases["everest"].device)
     steps = {name: build_step(case) for name, case in cases.items()}
     seconds = measure.interleave(steps, repeats, device, on_call=lambda name: on_step(cases[name]))
@@ -232,6 +233,11 @@ def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) ->
     }
 
 
+def advance(bar: tqdm, case: Case, steps: int = 1) -> None:
+    """Move the progress bar on by steps of a case."""
+    bar.update(steps * rough_cost(case))
+
+
 def pairs_of(args: argparse.Namespace) -> list[dict[str, Case]]:
     """Return what to measure: for every size, task and dtype a case of each model."""
     common = {"batch": args.batch, "keep_ratio": args.keep_ratio, "device": str(args.device), "attn": args.attn}
@@ -247,7 +253,7 @@ def pairs_of(args: argparse.Namespace) -> list[dict[str, Case]]:
 def run(args: argparse.Namespace) -> list[dict]:
     """Measure all pairs and show the progress."""
     pairs = pairs_of(args)
-    calls = args.repeats + 1 + args.memory  # one to warm up, one for the memory
+    calls = args.repeats + 1 + 2 * args.memory  # one to warm up; two for the memory
     total = calls * sum(rough_cost(case) for pair in pairs for case in pair.values())
     results = []
     bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
@@ -255,7 +261,7 @@ def run(args: argparse.Namespace) -> list[dict]:
         for pair in pairs:
             case = pair["everest"]
             bar.set_description(f"{case.task} {case.size} {case.dtype}")
-            results.append(measure_pair(pair, args.repeats, args.memory, lambda case: bar.update(rough_cost(case))))
+            results.append(measure_pair(pair, args.repeats, args.memory, partial(advance, bar)))
             bar.write(f"{bar.desc}{results[-1]['speedup']:.2f} x")
             measure.forget()
     return results
