@@ -140,6 +140,13 @@ class EverestConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Build from a dict; overrides, which the library sets after construction, are checked as well."""
+        result = super().from_dict(config_dict, **kwargs)
+        (result[0] if isinstance(result, tuple) else result).check()
+        return result
+
     # ------------------------------------------------------------------ derived counts
 
     @property

@@ -10,6 +10,7 @@ N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values i
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -155,8 +156,9 @@ class EverestPositionEmbeddings(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         # A model may be cast to 16 bits; the table is a constant and stays exact.
+        was_meta = self.table.is_meta
         super()._apply(fn, *args, **kwargs)
-        if self.table.dtype != torch.float32:
+        if self.table.dtype != torch.float32 or (was_meta and not self.table.is_meta):
             self.table = self.compute().to(self.table.device)
         return self
 
@@ -167,6 +169,12 @@ class EverestPositionEmbeddings(nn.Module):
         volume = self.table.T.reshape(1, self.dim, *self.grid_size)
         volume = F.interpolate(volume, size=grid_size, mode="trilinear", align_corners=False)
         return volume.flatten(2)[0].T  # (N, D)
+
+
+def without_autocast(device_type: str):
+    """Return a context that computes as written; devices such as "meta" know no autocast."""
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else contextlib.nullcontext()
 
 
 class EverestPatchProjection(nn.Linear):
@@ -180,7 +188,7 @@ class EverestPatchProjection(nn.Linear):
         """
         if not float32:
             return super().forward(patches.to(self.weight.dtype))
-        with torch.autocast(patches.device.type, enabled=False):
+        with without_autocast(patches.device.type):
             return F.linear(patches.float(), self.weight.float(), self.bias.float())
 
 
@@ -189,14 +197,14 @@ class EverestEmbeddingOutput(ModelOutput):
     """What the embedding layer hands on.
 
     hidden_states (B, K, D): embedded tokens with positions. kept_ids (B, K). target_ids (B, M), pre-training only.
-    patches (B, N, P): the pixels of all tokens of the chosen slots. slots (B, t): with frame selection only.
+    targets (B, M, P) float32: what to predict of them. slots (B, t): with frame selection only.
     scores (B, N) float32: where asked for. grid_size: slots, rows, columns.
     """
 
     hidden_states: torch.FloatTensor | None = None
     kept_ids: torch.LongTensor | None = None
     target_ids: torch.LongTensor | None = None
-    patches: torch.FloatTensor | None = None
+    targets: torch.FloatTensor | None = None
     slots: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
     grid_size: tuple[int, int, int] | None = None
@@ -257,7 +265,7 @@ class EverestEmbeddings(nn.Module):
             hidden_states=hidden_states + positions.to(hidden_states.dtype),
             kept_ids=kept_ids,
             target_ids=target_ids if pretraining else None,
-            patches=patches,
+            targets=pixel_targets(patches, target_ids, config) if pretraining else None,
             slots=slots,
             scores=scores if output_scores else None,
             grid_size=grid_size,
@@ -285,7 +293,7 @@ class EverestEmbeddings(nn.Module):
         return kept.to(self._working_dtype(patches.device.type))
 
     def _working_dtype(self, device_type: str) -> torch.dtype:
-        if torch.is_autocast_enabled(device_type):
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         return self.projection.weight.dtype
 
@@ -571,6 +579,7 @@ class EverestDecoder(nn.Module):
         return self.head(self.norm(x[:, visible_ids.shape[1] :]))
 
 
+@torch.no_grad()
 def pixel_targets(patches: torch.Tensor, ids: torch.Tensor, config: EverestConfig) -> torch.Tensor:
     """Return what pre-training predicts: (B, M, P) float32 in the order frame, row, column, channel.
 
@@ -828,7 +837,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
         )
         logits = self.decoder(x, embedded.kept_ids, embedded.target_ids, embedded.grid_size)
         return EverestForPreTrainingOutput(
-            loss=self._loss(logits, embedded) if return_loss else None,
+            loss=F.mse_loss(logits.float(), embedded.targets) if return_loss else None,
             logits=logits,
             visible_ids=embedded.kept_ids,
             target_ids=embedded.target_ids,
@@ -837,11 +846,6 @@ class EverestForPreTraining(EverestPreTrainedModel):
             hidden_states=hidden_states,
             attentions=attentions,
         )
-
-    def _loss(self, logits: torch.Tensor, embedded: EverestEmbeddingOutput) -> torch.Tensor:
-        with torch.no_grad():
-            targets = pixel_targets(embedded.patches, embedded.target_ids, self.config)
-        return F.mse_loss(logits.float(), targets)
 
 
 class EverestForVideoClassification(EverestPreTrainedModel):
