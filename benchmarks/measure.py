@@ -95,17 +95,18 @@ def reset_resident_peak() -> None:
         return
 
 
-def peak_bytes(build, device: torch.device) -> int:
+def peak_bytes(build, device: torch.device, warmup: int = 1) -> int:
     """Return the peak memory of the step that build() makes. To be called in a process of its own.
 
     On a GPU the most that tensors held during a step: weights, gradients, optimizer state, activations, clips. On a
     CPU the most resident memory during a step, above what the process held before build(): the same, with the
-    allocator's slack and the libraries' work space. A first step creates the optimizer state and compiles; it is
-    not counted.
+    allocator's slack and the libraries' work space. The first `warmup` steps create the optimizer state and
+    compile; they are not counted.
     """
     before, _ = resident_bytes()
     step = build()
-    step()
+    for _ in range(warmup):
+        step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

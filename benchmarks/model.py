@@ -11,8 +11,8 @@ process of its own for each case: see `measure.peak_bytes` for what it holds.
 The clips are squares that move over a still background. Their content decides which tokens are kept but not how many,
 so a step costs the same on any clips; `--clips noise` shows it.
 
-Prints a Markdown table and writes every repetition to a JSON file. The defaults take about ten minutes on two cores that
-have nothing else to do.
+Prints a Markdown table and writes every repetition to a JSON file. The defaults take about ten minutes on two idle
+cores.
 """
 
 import argparse
@@ -196,9 +196,15 @@ def rough_cost(case: Case) -> float:
     return case.batch * cost * (1 if case.task == "inference" else 3)
 
 
+def num_warmup_steps(case: Case) -> int:
+    """Return the number of steps before the first that counts: a compiled step may compile again on later calls."""
+    return 3 if case.compile else 1
+
+
 def peak_bytes_of(case: Case) -> int:
     """Return the peak memory of a case, measured in a fresh process."""
-    return measure.in_child_process(measure.peak_bytes, partial(build_step, case), torch.device(case.device))
+    build, device = partial(build_step, case), torch.device(case.device)
+    return measure.in_child_process(measure.peak_bytes, build, device, num_warmup_steps(case))
 
 
 def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) -> dict:
@@ -207,10 +213,10 @@ def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) ->
     if memory:
         for name, case in cases.items():
             peaks[name] = peak_bytes_of(case)
-            on_step(case, steps=2)
-    device = torch.device(cases["everest"].device)
+            on_step(case, steps=num_warmup_steps(case) + 1)
+    device, warmup = torch.device(cases["everest"].device), num_warmup_steps(cases["everest"])
     steps = {name: build_step(case) for name, case in cases.items()}
-    seconds = measure.interleave(steps, repeats, device, on_call=lambda name: on_step(cases[name]))
+    seconds = measure.interleave(steps, repeats, device, warmup, on_call=lambda name: on_step(cases[name]))
     figures = {
         name: {
             "tokens": num_encoder_tokens(case),
@@ -233,6 +239,11 @@ def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) ->
     }
 
 
+def num_steps(args: argparse.Namespace, case: Case) -> int:
+    """Return the number of steps that a case takes, for the progress bar."""
+    return args.repeats + num_warmup_steps(case) + (num_warmup_steps(case) + 1 if args.memory else 0)
+
+
 def advance(bar: tqdm, case: Case, steps: int = 1) -> None:
     """Move the progress bar on by steps of a case."""
     bar.update(steps * rough_cost(case))
@@ -253,8 +264,7 @@ def pairs_of(args: argparse.Namespace) -> list[dict[str, Case]]:
 def run(args: argparse.Namespace) -> list[dict]:
     """Measure all pairs and show the progress."""
     pairs = pairs_of(args)
-    calls = args.repeats + 1 + 2 * args.memory  # one to warm up; two for the memory
-    total = calls * sum(rough_cost(case) for pair in pairs for case in pair.values())
+    total = sum(num_steps(args, case) * rough_cost(case) for pair in pairs for case in pair.values())
     results = []
     bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
     with tqdm(total=total, bar_format=bar_format, dynamic_ncols=True) as bar:
