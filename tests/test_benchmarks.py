@@ -40,14 +40,14 @@ def check_timing(figures: dict, repeats: int) -> None:
 
 
 def test_model_measures_every_task_beside_videomae(tmp_path):
-    options = ["--sizes", "tiny", "--repeats", "3", "--keep-ratio", "0.5", "--device", "cpu"]
+    options = ["--sizes", "tiny", "--dtypes", "bf16", "--repeats", "3", "--keep-ratio", "0.5", "--device", "cpu"]
     result, printed = result_of("model.py", tmp_path / "new" / "model.json", *options)
     check_facts(result)
     assert result["settings"]["keep_ratio"] == 0.5
     assert result["settings"]["batch"] == 2
     cells = {(r["size"], r["task"], r["dtype"]): r for r in result["results"]}
     tasks = ("pretraining", "finetuning", "inference")
-    assert set(cells) == {("tiny", task, dtype) for task in tasks for dtype in ("fp32", "bf16")}
+    assert set(cells) == {("tiny", task, "bf16") for task in tasks}
     for cell in cells.values():
         for model in ("everest", "videomae"):
             check_timing(cell[model], repeats=3)
@@ -57,7 +57,7 @@ def test_model_measures_every_task_beside_videomae(tmp_path):
         assert cell["speedup"] == pytest.approx(cell["videomae"]["seconds"] / cell["everest"]["seconds"])
         assert cell["memory_ratio"] == pytest.approx(cell["videomae"]["peak_bytes"] / cell["everest"]["peak_bytes"])
     # 4 slots of 9 places: VideoMAE's tube leaves 1 place in each slot; EVEREST sees 0.1 of 36 and keeps half of them.
-    tokens = {task: [cells["tiny", task, "fp32"][m]["tokens"] for m in ("everest", "videomae")] for task in tasks}
+    tokens = {task: [cells["tiny", task, "bf16"][m]["tokens"] for m in ("everest", "videomae")] for task in tasks}
     assert tokens == {"pretraining": [3, 4], "finetuning": [18, 36], "inference": [18, 36]}
     assert sum(line.startswith("| tiny") for line in printed.splitlines()) == len(cells)
 
