@@ -1,10 +1,13 @@
 """One run, described: a dataclass whose values come from defaults, a YAML file and the command line, in that order."""
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import inspect
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import yaml
 from .configuration_everest import EverestConfig
 
 TASKS = ("pretrain", "finetune")
+# The scale of RandAugment's magnitudes (the 7 of rand-m7-n4 is 7 of 10).
+LARGEST_RAND_AUGMENT = 10
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
 CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
 
@@ -77,6 +82,7 @@ class Recipe:
     def __post_init__(self):
         for option in fields(self):
             _check_type(option, getattr(self, option.name))
+            _require_finite(option.name, getattr(self, option.name))
         _check_names(self.config, CONFIG_FIELDS, "config")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -86,6 +92,9 @@ class Recipe:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("erasing", "label_smoothing", "max_bad_fraction"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        largest = LARGEST_RAND_AUGMENT
+        _require(self.rand_augment <= largest, "rand_augment", self.rand_augment, f"at most {largest}")
+        self._check_lists()
         _require(self.base_lr > 0, "base_lr", self.base_lr, "above 0")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(
@@ -93,9 +102,18 @@ class Recipe:
         )
         _require(self.train is not None, "train", self.train, "a list file or a folder of class folders")
 
+    def _check_lists(self) -> None:
+        scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas
+        _require(scale and all(0 < x <= 1 for x in scale), "crop_scale", scale, "numbers above 0 and at most 1")
+        if self.task == "finetune":
+            _require(len(scale) == 2 and scale[0] <= scale[1], "crop_scale", scale, "a range, two rising numbers")
+        _require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", ratio, "two rising numbers above 0")
+        _require(len(betas) == 2 and all(0 <= x < 1 for x in betas), "betas", betas, "two numbers from 0 to below 1")
+
     def save(self, path: Path) -> None:
-        """Write all values as YAML, as a recipe that repeats the run."""
-        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+        """Write all values as YAML, as a recipe that repeats the run (and does not overwrite it)."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name != "overwrite"}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def differences(self, other: "Recipe") -> list[str]:
         """Name the fields whose values differ from another recipe's, those that only steer the run left out."""
@@ -138,20 +156,35 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
     task = options.get("task", values.get("task", "pretrain"))
     if task not in TASKS:
         raise ValueError(f"{path or 'command line'}: task is {task!r}; it must be one of {', '.join(TASKS)}")
-    layers = (TASK_DEFAULTS[task], values, options)
+    layers = (copy.deepcopy(TASK_DEFAULTS[task]), values, options)
     merged = {name: value for layer in layers for name, value in layer.items()}
-    merged["config"] = {name: value for layer in layers for name, value in (layer.get("config") or {}).items()}
     try:
+        configs = [layer.get("config") or {} for layer in layers]
+        for config in configs:
+            _require(isinstance(config, dict), "config", config, "fields of EverestConfig and their values")
+        merged["config"] = {name: value for config in configs for name, value in config.items()}
         return Recipe(**merged)
     except ValueError as error:
         raise ValueError(f"{path or 'command line'}: {error}") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of a recipe are, without the usage of all options."""
+
+    def error(self, message: str):
+        raise ValueError(f"command line: {message}")
+
+
 def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, dict]:
-    """Return the path of the recipe, if any, and the options given on the command line."""
-    parser = argparse.ArgumentParser(
+    """Return the path of the recipe, if any, and the options given on the command line.
+
+    Raises:
+        ValueError: an option is unknown (the nearest valid one is given) or a value has the wrong type.
+    """
+    parser = _Parser(
         description="Pre-train or fine-tune EVEREST. Without a recipe: the quickstart, on videos that it makes.",
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     parser.add_argument("recipe", nargs="?", default=None, help="YAML file; see recipes/")
     groups: dict[str, argparse._ArgumentGroup] = {}
@@ -159,7 +192,9 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
         group = option.metadata["group"]
         groups.setdefault(group, parser.add_argument_group(group))
         groups[group].add_argument(f"--{option.name}", **_argument(option))
-    options = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    _check_names(unknown[:1], [f"--{option.name}" for option in fields(Recipe)], "command line")
+    options = vars(known)
     path = options.pop("recipe")
     if "config" in options:
         options["config"] = dict(_key_value(text) for text in options["config"])
@@ -188,7 +223,10 @@ def _key_value(text: str) -> tuple[str, object]:
     name, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"command line: --config takes KEY=VALUE, not {text!r}")
-    return name, yaml.load(value, _Loader)
+    try:
+        return name, yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"command line: --config {text!r}: the value is not readable YAML") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -212,7 +250,7 @@ def _read_yaml(path: str | Path) -> dict:
     return values
 
 
-def _check_names(values: dict, names, where: str) -> None:
+def _check_names(values: Iterable, names, where: str) -> None:
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
@@ -229,6 +267,13 @@ def _check_type(option: dataclasses.Field, value) -> None:
     _require(sound, option.name, value, f"of the type {getattr(allowed, '__name__', allowed)}")
     choices = option.metadata["choices"]
     _require(choices is None or value in choices, option.name, value, f"one of {choices}")
+
+
+def _require_finite(name: str, value) -> None:
+    """Check that the numbers of a value are finite, and that a list is one of numbers."""
+    for number in value if isinstance(value, list) else [value] if isinstance(value, float) else []:
+        sound = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        _require(sound, name, value, "of finite numbers" if isinstance(value, list) else "a finite number")
 
 
 def _require(sound: bool, name: str, value, right: str) -> None:
