@@ -1,0 +1,395 @@
+"""The command everest-hf: convert a checkpoint, classify videos, look at the tokens that a model keeps.
+
+From top to bottom: the command line, the commands, what they share. Whatever is heavy is imported inside the commands,
+so that this file costs nothing where it only prints its help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+PROGRAM = "everest-hf"
+RUNS = Path("runs")
+PRETRAINING, CLASSIFICATION, FEATURES = "EverestForPreTraining", "EverestForVideoClassification", "EverestModel"
+CONVERT_FIELDS = (
+    "keep_ratio",
+    "num_frames",
+    "image_size",
+    "token_selection",
+    "num_attention_heads",
+    "decoder_num_attention_heads",
+)
+PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line `arguments` (default: the process's) and return the exit code.
+
+    0: done. 1: it failed, and stderr says in a line why. A wrong command line raises SystemExit(2), as argparse does.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except BrokenPipeError:
+        # The reader of our output has gone (as in `| head`). What is still buffered must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return 130  # as a shell counts a process that ended by this signal
+
+
+def print_error(error: Exception | str) -> None:
+    """Print one line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    tqdm.write(f"{PROGRAM}: error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; `command` of its result is the function to call with the result."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="EVEREST: video models that work on the tokens that change over time."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_convert(commands)
+    _add_predict(commands)
+    _add_visualize(commands)
+    return parser
+
+
+def _add_command(commands, name: str, function, text: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text[0].lower() + text[1:].rstrip("."),
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_convert(commands) -> None:
+    parser = _add_command(
+        commands,
+        "convert",
+        convert,
+        "Convert VideoMAE or official EVEREST weights into a checkpoint for Transformers.",
+        f"{PROGRAM} convert MCG-NJU/videomae-base-finetuned-kinetics everest-base --keep-ratio 0.6",
+    )
+    parser.add_argument("source", metavar="SOURCE", help=".pth file, folder of a Transformers VideoMAE, or Hub id")
+    parser.add_argument("out", metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens kept in inference")
+    parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip, where the source does not tell")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar=("H", "W"), help="height and width in pixels")
+    parser.add_argument("--token-selection", metavar="NAME", help="motion, random or tube")
+    parser.add_argument("--num-attention-heads", type=int, metavar="N", help="heads of the encoder")
+    parser.add_argument("--decoder-num-attention-heads", type=int, metavar="N", help="heads of the decoder")
+    parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line, in the order of the head")
+
+
+def _add_predict(commands) -> None:
+    parser = _add_command(
+        commands,
+        "predict",
+        predict,
+        "Classify videos, each by its centre clip.",
+        f"{PROGRAM} predict clip.mp4 --model runs/quickstart/finetune/model --keep-ratio 0.4",
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or URL")
+    _add_model_options(parser, "share of the tokens to keep, instead of the model's own")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
+
+
+def _add_visualize(commands) -> None:
+    parser = _add_command(
+        commands,
+        "visualize",
+        visualize,
+        "Draw the tokens that a model keeps of a video and, for a pre-trained model, what it makes of the others.",
+        f"{PROGRAM} visualize clip.mp4 -o tokens.png --model runs/quickstart/finetune/model --keep-ratio 0.4",
+    )
+    parser.add_argument("video", metavar="VIDEO", help="video file or URL")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="OUT", help=f"picture to write: {', '.join(PICTURE_SUFFIXES)}"
+    )
+    _add_model_options(
+        parser, "share of the tokens to keep (for a pre-training checkpoint: seen and predicted), instead of its own"
+    )
+
+
+def _add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None:
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help=f"checkpoint folder or Hub id [the newest finished run below ./{RUNS}]"
+    )
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help=keep_ratio)
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Convert a checkpoint and print the report."""
+    from .convert import convert_checkpoint
+
+    overrides = {name: getattr(args, name) for name in CONVERT_FIELDS if getattr(args, name) is not None}
+    if args.image_size and len(args.image_size) == 1:
+        overrides["image_size"] = args.image_size[0]
+    if args.labels:
+        overrides["id2label"] = read_labels(args.labels, args.source)
+    print(convert_checkpoint(args.source, args.out, **overrides))
+    return 0
+
+
+def read_labels(path: str, source: str) -> list[str]:
+    """Return the names in a file, one a line; a ValueError if they are not those of the classifier in `source`."""
+    from .convert import read_source
+
+    try:
+        labels = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8; expected the name of a class a line") from None
+    labels = [label.strip() for label in labels]
+    while labels and not labels[-1]:
+        labels.pop()
+    for line, label in enumerate(labels, 1):
+        if not label or label in labels[: line - 1]:
+            raise ValueError(f"{path}:{line}: {'a class twice: ' + label if label else 'no name of a class'}")
+    head = read_source(source).state.get("classifier.weight")
+    if head is None or len(head) != len(labels):
+        wanted = f"a classifier of {len(head)} classes" if head is not None else "no classifier"
+        raise ValueError(f"{path}: names {len(labels)} classes, but {source} has {wanted}")
+    return labels
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print the most probable labels of each video. A video that cannot be read is named, and the others go on."""
+    if args.top_k < 1:
+        raise ValueError(f"--top-k is {args.top_k}; it must be at least 1")
+    _check_arguments(args.videos, args.keep_ratio)
+    name = args.model or newest_run(CLASSIFICATION)
+    architecture = architecture_of(name)
+    if architecture != CLASSIFICATION:
+        raise ValueError(
+            f"{name}: is a checkpoint of {architecture}, which knows no labels; fine-tune it first: "
+            f"train_accelerate.py --task finetune --model {name}"
+        )
+    model, processor = load_checkpoint(name, CLASSIFICATION)
+    failures = 0
+    for video in tqdm(args.videos, desc="predict", unit="video", disable=len(args.videos) == 1):
+        try:
+            logits = classify(model, processor, video, args.keep_ratio)
+        except (ValueError, OSError) as error:
+            print_error(error)
+            failures += 1
+            continue
+        labels = top_labels(logits, model.config, args.top_k)
+        tqdm.write(_as_json(video, labels) if args.json else _as_text(video, labels), file=sys.stdout)
+        sys.stdout.flush()
+    return 1 if failures else 0
+
+
+def classify(model, processor, video: str, keep_ratio: float | None = None) -> torch.Tensor:
+    """Return the logits (num_labels,) float32 of the centre clip of a video file or URL."""
+    import torch
+
+    pixel_values = processor(video, return_tensors="pt")["pixel_values"]  # (1, T, C, H, W)
+    with torch.inference_mode():
+        logits = model(pixel_values.to(model.device), keep_ratio=keep_ratio).logits
+    return logits[0].float().cpu()
+
+
+def top_labels(logits: torch.Tensor, config, k: int) -> list[tuple[str, float]]:
+    """Return the k labels (at most all) of largest score, with it: a probability, or for regression the value."""
+    scores = _scores(logits, config).topk(min(k, config.num_labels))
+    return [(config.id2label[i], s) for i, s in zip(scores.indices.tolist(), scores.values.tolist(), strict=True)]
+
+
+def _scores(logits: torch.Tensor, config) -> torch.Tensor:
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
+        return logits
+    return logits.sigmoid() if config.problem_type == "multi_label_classification" else logits.softmax(dim=-1)
+
+
+def _as_text(video: str, labels: list[tuple[str, float]]) -> str:
+    return "\n".join([video, *(f"  {score:6.4f}  {label}" for label, score in labels)])
+
+
+def _as_json(video: str, labels: list[tuple[str, float]]) -> str:
+    entries = [{"label": label, "score": score} for label, score in labels]
+    return json.dumps({"video": video, "labels": entries}, ensure_ascii=False)
+
+
+def visualize(args: argparse.Namespace) -> int:
+    """Draw the tokens that a model keeps of a video, and the reconstruction where the checkpoint has a decoder."""
+    if Path(args.out).suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"{args.out}: not a picture; expected a name ending in {', '.join(PICTURE_SUFFIXES)}")
+    _check_arguments([args.video], args.keep_ratio)
+    name = args.model or newest_run(CLASSIFICATION, PRETRAINING)
+    draw = _draw_reconstruction if architecture_of(name) == PRETRAINING else _draw_kept_tokens
+    print(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out)}")
+    return 0
+
+
+def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str) -> str:
+    """Draw the kept tokens and say how many they are."""
+    import torch
+
+    from .visualize import draw_kept_tokens
+
+    model, processor = load_checkpoint(name, FEATURES)
+    pixel_values, frames = _read_clip(processor, video)
+    with torch.inference_mode():
+        kept = model.embeddings(pixel_values.to(model.device), keep_ratio=keep_ratio)
+    draw_kept_tokens(
+        to_uint8(pixel_values[0], processor),
+        kept.kept_ids[0],
+        model.config,
+        out,
+        slots=_first(kept.slots),
+        frame_numbers=frames,
+    )
+    return f"{kept.kept_ids.shape[1]} of {model.config.num_tokens} tokens kept"
+
+
+def _draw_reconstruction(name: str, video: str, keep_ratio: float | None, out: str) -> str:
+    """Draw visible tokens and predictions, and say how many they are and how far off."""
+    import torch
+
+    from .visualize import draw_reconstruction
+
+    overrides = {} if keep_ratio is None else {"pretraining_keep_ratio": keep_ratio}
+    model, processor = load_checkpoint(name, PRETRAINING, **overrides)
+    pixel_values, frames = _read_clip(processor, video)
+    with torch.inference_mode():
+        output = model(pixel_values.to(model.device))
+    draw_reconstruction(
+        to_uint8(pixel_values[0], processor),
+        output.visible_ids[0],
+        output.target_ids[0],
+        output.logits[0],
+        model.config,
+        out,
+        slots=_first(output.slots),
+        frame_numbers=frames,
+    )
+    seen, predicted = output.visible_ids.shape[1], output.target_ids.shape[1]
+    return f"{seen} of {model.config.num_tokens} tokens seen, {predicted} predicted, loss {output.loss:.4f}"
+
+
+def _first(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x[0]
+
+
+def _read_clip(processor, video: str) -> tuple[torch.Tensor, list[int]]:
+    """Return pixel values (1, T, C, H, W) and the places of these frames in the video."""
+    batch = processor(video, return_tensors="pt", return_metadata=True)
+    return batch["pixel_values"], list(batch["video_metadata"][0].frames_indices)
+
+
+def to_uint8(pixel_values: torch.Tensor, processor) -> torch.Tensor:
+    """Undo the normalisation of frames (T, C, H, W): uint8, as they were scaled and cropped."""
+    import torch
+
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (processor.image_mean, processor.image_std))  # (C, 1, 1)
+    return ((pixel_values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- what they share
+
+
+def _check_arguments(videos: list[str], keep_ratio: float | None) -> None:
+    """Refuse what can be known to be wrong before a model is loaded."""
+    from .configuration_everest import check_keep_ratio
+
+    if keep_ratio is not None:
+        check_keep_ratio(keep_ratio)
+    for video in videos:
+        if not video.startswith(("http://", "https://")) and not Path(video).is_file():
+            raise FileNotFoundError(f"{video}: no such video file")
+
+
+def newest_run(*architectures: str) -> str:
+    """Return the folder of the newest finished run below ./runs with one of these architectures, and name it on stderr.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    finished = [path for path in RUNS.rglob("model/config.json") if _stored_architecture(path) in architectures]
+    if not finished:
+        raise FileNotFoundError(
+            f"a model is needed: give --model PATH_OR_ID (there is no finished run of {' or '.join(architectures)} "
+            f"below ./{RUNS}; `accelerate launch train_accelerate.py` makes one)"
+        )
+    folder = max(finished, key=lambda path: path.stat().st_mtime_ns).parent
+    print(f"{PROGRAM}: model {folder}", file=sys.stderr)
+    return str(folder)
+
+
+def _stored_architecture(path: Path) -> str | None:
+    try:
+        return (json.loads(path.read_text(encoding="utf-8")).get("architectures") or [None])[0]
+    except (OSError, ValueError, AttributeError):
+        return None  # half a run, or another program's folder
+
+
+def architecture_of(name: str) -> str:
+    """Return the class that a checkpoint, a folder or a Hub id, was saved from.
+
+    Raises:
+        ValueError: there is none, or it is not one of EVEREST.
+    """
+    from transformers import PretrainedConfig
+
+    if Path(name).is_file():
+        raise ValueError(f"{name}: is a file; expected a checkpoint folder or Hub id ({PROGRAM} convert makes one)")
+    config = _loaded(name, PretrainedConfig.get_config_dict, name)[0]
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in (PRETRAINING, CLASSIFICATION, FEATURES):
+        kind = architecture or config.get("model_type") or "unknown kind"
+        raise ValueError(f"{name}: is a checkpoint of {kind}, not of EVEREST ({PROGRAM} convert takes VideoMAE's)")
+    return architecture
+
+
+def load_checkpoint(name: str, architecture: str, **overrides):
+    """Return a model of the class `architecture`, ready for inference on the GPU if there is one, and the processor."""
+    import torch
+    from transformers.utils import logging
+
+    import everest_hf
+
+    logging.disable_progress_bar()
+    model = _loaded(name, getattr(everest_hf, architecture).from_pretrained, name, **overrides)
+    processor = _loaded(name, everest_hf.EverestVideoProcessor.from_pretrained, name)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _loaded(name: str, load, *args, **kwargs):
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:  # safetensors, torch and the Hub's client have errors of their own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{name}: cannot be loaded: {reason}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
