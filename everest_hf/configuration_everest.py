@@ -137,6 +137,8 @@ class EverestConfig(PretrainedConfig):
         self.frame_oversampling = frame_oversampling
         self.init_scale = init_scale
         self.classifier_dropout = classifier_dropout
+        # Checked here as well because some versions of Transformers raise a TypeError of many lines for it.
+        _check_choice("problem_type", kwargs.get("problem_type"), (None, *PROBLEM_TYPES))
         super().__init__(**kwargs)
         self.check()
 
@@ -269,8 +271,7 @@ class EverestConfig(PretrainedConfig):
             ("problem_type", (None, *PROBLEM_TYPES)),
             ("hidden_act", tuple(ACT2FN)),
         ):
-            value = getattr(self, name)
-            _require(value in known, name, value, f"one of {', '.join(map(repr, known))}")
+            _check_choice(name, getattr(self, name), known)
         _require(self.num_labels > 0, "num_labels", self.num_labels, "at least 1")
 
     def _check_divisible(self) -> None:
@@ -322,6 +323,10 @@ class EverestConfig(PretrainedConfig):
 def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
     """Raise a ValueError unless `value` is a share in (0, 1]."""
     _require(_is_number(value) and 0 < value <= 1, name, value, "a number above 0 and at most 1")
+
+
+def _check_choice(name: str, value, known: tuple) -> None:
+    _require(value in known, name, value, f"one of {', '.join(map(repr, known))}")
 
 
 def _is_number(value) -> bool:

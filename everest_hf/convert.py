@@ -309,6 +309,8 @@ TRANSFORMERS_NAMES = (
 _POSITION_TABLE = re.compile(r"(.*\.)?(pos_embed|position_embeddings)")
 _PROJECTION = "everest.embeddings.projection.weight"
 _QKV = ".attention.qkv.weight"
+# Some versions of Transformers' VideoMAE store one. It adds the same to all scores of a query, and softmax cancels it.
+_KEY_BIAS = ".attention.key.bias"
 
 
 def _renamed(name: str, format: str, tensors: dict, rules) -> Source:
@@ -320,6 +322,9 @@ def _renamed(name: str, format: str, tensors: dict, rules) -> Source:
             source.tables.append(original)
             continue
         for new, part in _split_qkv(_rename(original, rules), tensor):
+            if new.endswith(_KEY_BIAS):
+                source.set_aside.append(original)
+                continue
             if new in source.state:
                 raise ValueError(f"{name}: {original} and {source.original_names[new]} are both {new}")
             source.state[new], source.original_names[new] = part, original

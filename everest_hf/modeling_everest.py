@@ -172,9 +172,8 @@ class EverestPositionEmbeddings(nn.Module):
 
 
 def without_autocast(device_type: str):
-    """Return a context that computes as written; devices such as "meta" know no autocast."""
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if known else contextlib.nullcontext()
+    """Return a context that computes in the precision that is written; the meta device knows no autocast."""
+    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 class EverestPatchProjection(nn.Linear):
@@ -293,7 +292,7 @@ class EverestEmbeddings(nn.Module):
         return kept.to(self._working_dtype(patches.device.type))
 
     def _working_dtype(self, device_type: str) -> torch.dtype:
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         return self.projection.weight.dtype
 

@@ -254,6 +254,15 @@ def test_both_key_forms_and_both_kinds_of_file(tmp_path, classifier, form, file)
     assert_same_classification(EverestForVideoClassification.from_videomae(tmp_path, keep_ratio=1), classifier)
 
 
+def test_a_key_bias_changes_nothing_and_is_set_aside(tmp_path, classifier):
+    state = new_key_form(load_file(saved(classifier, tmp_path) / "model.safetensors"))
+    names = [name for name in state if name.endswith("query.bias")]
+    state |= {name.replace("query", "key"): torch.randn_like(state[name]) for name in names}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_same_classification(EverestForVideoClassification.from_videomae(tmp_path, keep_ratio=1), classifier)
+    assert "attention.key.bias" in str(convert_checkpoint(tmp_path, tmp_path / "out"))
+
+
 def test_sharded_weights(tmp_path, classifier):
     classifier.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
