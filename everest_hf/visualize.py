@@ -161,7 +161,8 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
                 )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     _save(figure, path)
 
 
