@@ -1,6 +1,6 @@
 """From views to videos to figures. Knows torch; how to gather over processes comes in as an argument."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import nn
@@ -36,16 +36,22 @@ def predict_videos(
 @torch.no_grad()
 def mean_loss(
     model: nn.Module,
-    batches: Iterable[dict],
+    batches: Collection[dict],
     *,
     to_pixel_values: Callable[[torch.Tensor], torch.Tensor],
     gather: Callable = lambda tensors: tensors,
 ) -> float:
-    """Return the mean pre-training loss over videos, each view counted once, in evaluation mode (a fixed draw)."""
+    """Return the mean pre-training loss over videos, each view counted once, in evaluation mode (a fixed draw).
+
+    Arguments as in `predict_videos`; batches has a length.
+    """
     model.eval()
     losses = []
-    for batch in batches:
+    for i, batch in enumerate(batches, 1):
         views = batch["pixel_values"]  # (B, V, T, C, h, w)
-        loss = model(pixel_values=to_pixel_values(views.flatten(0, 1))).loss
-        losses.append(gather(loss.float().repeat(len(views))))  # one entry a video, so that short batches weigh less
+        # On several processes the last batch may be filled up with copies, and `gather` drops them: no video's loss
+        # may be mixed with theirs. Elsewhere a batch's mean stands for each of its videos.
+        parts = views.split(1 if i == len(batches) else len(views))
+        means = [model(pixel_values=to_pixel_values(part.flatten(0, 1))).loss.float() for part in parts]
+        losses.append(gather(torch.cat([loss.repeat(len(part)) for loss, part in zip(means, parts, strict=True)])))
     return float(torch.cat(losses).mean())

@@ -90,6 +90,15 @@ def test_loss_counts_each_video_once(batches):
     assert loss == pytest.approx(sum(by_video) / 3)
 
 
+def test_copies_in_the_last_batch_do_not_change_the_loss(batches):
+    """Where processes get batches of one size, the last is filled up; `gather` drops what was added."""
+    last = batches[1]["pixel_values"]
+    filled = [batches[0], {"pixel_values": torch.cat([last, batches[0]["pixel_values"][:1]])}]
+    dropped = iter([2, 1])
+    loss = mean_loss(LinearModel(), filled, to_pixel_values=halve, gather=lambda losses: losses[: next(dropped)])
+    assert loss == mean_loss(LinearModel(), batches, to_pixel_values=halve)
+
+
 def test_evaluation_is_without_dropout_and_gradients(batches):
     class Watched(LinearModel):
         def forward(self, pixel_values):
