@@ -27,14 +27,14 @@ def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
     accelerator = Accelerator(gradient_accumulation_steps=recipe.gradient_accumulation_steps)
     training.use_all_cores(accelerator)
-    folder = training.prepare_output(recipe, accelerator)
-    log = training.RunLog(folder / "log.jsonl", accelerator)
+    folder = training.main_first(accelerator, training.prepare_output, recipe, accelerator)
+    log = training.RunLog(folder / training.LOG, accelerator)
 
-    with accelerator.main_process_first():
-        train_rows, val_rows = training.load_rows(recipe)
+    train_rows, val_rows = training.main_first(accelerator, training.load_rows, recipe)
     set_seed(recipe.seed)
-    model = training.build_model(recipe, train_rows)
+    model = training.main_first(accelerator, training.build_model, recipe, train_rows)
     config, processor = model.config, training.build_processor(recipe, model.config)
+    training.main_first(accelerator, training.check_videos, recipe, config, train_rows, val_rows, accelerator)
     train_loader, val_loader = training.build_loaders(recipe, config, train_rows, val_rows)
 
     model, train_loader = accelerator.prepare(model, train_loader)
@@ -49,8 +49,8 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     checkpoints = training.Checkpoints(folder, recipe.keep_checkpoints, accelerator)
     first_epoch, step = checkpoints.resume()
-    log.cut_after(step)
     total_steps = recipe.epochs * steps_per_epoch
+    log.cut_after(step, finished=step == total_steps)
     accelerator.print(training.describe(recipe, config, train_rows, val_rows, total_batch, total_steps))
     bar = tqdm(total=total_steps, initial=step, desc=recipe.task, unit="step", disable=not accelerator.is_main_process)
     meter, bad = training.Meter(), BadVideos()

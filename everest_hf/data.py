@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from torch.utils.data import Sampler, default_collate
 
 from . import transforms
-from .video import VideoError, frame_indices, probe, read_clip
+from .video import VideoError, VideoInfo, frame_indices, probe, read_clip
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,12 @@ def _check_files(rows: list[_Row], source: Path) -> None:
 def _refuse(culprits: list[str], reason: str, error: type[Exception] = ValueError) -> None:
     """Raise an error with the reason that names the first culprits and counts all, if there is one."""
     if culprits:
-        more = f", … {len(culprits)} in all" if len(culprits) > NAMED_CULPRITS else ""
-        raise error(f"{', '.join(culprits[:NAMED_CULPRITS])}{more}: {reason}")
+        raise error(f"{_named(culprits)}: {reason}")
+
+
+def _named(culprits: list[str]) -> str:
+    more = f", … {len(culprits)} in all" if len(culprits) > NAMED_CULPRITS else ""
+    return f"{', '.join(culprits[:NAMED_CULPRITS])}{more}"
 
 
 def _as_dataset(rows: list[_Row], class_names: Sequence[str] | None, num_labels: int | None) -> Dataset:
@@ -198,23 +202,39 @@ def _is_integer(text: str) -> bool:
 # ---------------------------------------------------------------------- checking
 
 
-def check_readable(rows: Dataset, *, sample: int | None = 256, num_threads: int | None = None) -> list[VideoError]:
+def check_readable(
+    rows: Dataset, *, frames_needed: int = 1, sample: int | None = 256, num_threads: int | None = None
+) -> list[VideoError]:
     """Open the videos of the rows, decode the first frame of each and return one VideoError for each that fails.
 
-    At most `sample` of them, evenly spread over the rows; None checks all.
+    Videos of fewer than `frames_needed` frames are named in a warning. At most `sample` videos are opened, evenly
+    spread over the rows; None opens all.
     """
     count = len(rows) if sample is None else min(sample, len(rows))
     chosen = rows.select([i * len(rows) // count for i in range(count)])["video"] if count else []
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        return [error for error in pool.map(_try_open, chosen) if error is not None]
+        found = list(pool.map(_try_open, chosen))
+    _warn_of_short(chosen, found, frames_needed)
+    return [error for error in found if isinstance(error, VideoError)]
 
 
-def _try_open(video: Any) -> VideoError | None:
+def _try_open(video: Any) -> VideoInfo | VideoError:
     try:
-        probe(**_source_of(video))
+        return probe(**_source_of(video))
     except VideoError as error:
         return error
-    return None
+
+
+def _warn_of_short(videos: list, found: list[VideoInfo | VideoError], frames_needed: int) -> None:
+    lengths = [getattr(info, "num_frames", frames_needed) for info in found]
+    short = [
+        f"{video['path'] if isinstance(video, dict) else video} ({length})"
+        for video, length in zip(videos, lengths, strict=True)
+        if length < frames_needed
+    ]
+    if short:
+        what = f"fewer frames than the {frames_needed} that a clip spans; the last one is repeated"
+        logger.warning("%s: %s", _named(short), what)
 
 
 def _source_of(video: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -38,20 +40,46 @@ from .visualize import draw_curves, draw_kept_tokens
 logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"pretrain": EverestForPreTraining, "finetune": EverestForVideoClassification}
+LOG = "log.jsonl"
 # The learning rate of a recipe is that of this total batch (method: linear scaling).
 REFERENCE_BATCH = 256
 # RandAugment applies this many operations (the 4 of rand-m7-n4).
 RAND_AUGMENT_OPERATIONS = 4
 
 
+# --------------------------------------------------------------------------------------------------- all processes
+
+
+def main_first(accelerator: Accelerator, function: Callable, *arguments):
+    """Call a function on the main process, then on the others, and return what it returns.
+
+    What the main process finds wrong (ValueError, OSError) is said by it alone, and all processes end.
+    """
+    failure = result = None
+    if accelerator.is_main_process:
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError) as error:
+            failure = error
+    (failed,) = broadcast_object_list([failure is not None])
+    if failure is not None:
+        raise failure
+    if failed:
+        sys.exit(1)
+    return result if accelerator.is_main_process else function(*arguments)
+
+
 # ---------------------------------------------------------------------------------------------------------- data
 
 
 def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
-    """Return the rows of training and validation, and refuse what is wrong with them before anything is trained."""
+    """Return the rows of training and validation; what is wrong with paths and labels is an error.
+
+    Raises:
+        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
+    """
     labelled = recipe.task == "finetune"
     train = load_videos(recipe.train, data_root=recipe.data_root, labels_required=labelled)
-    _refuse_unreadable(train, recipe.train, recipe.max_bad_fraction)
     if recipe.val is None:
         return train, None
     names = class_names_of(train)
@@ -59,17 +87,36 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     val = load_videos(
         recipe.val, data_root=recipe.data_root, labels_required=labelled, class_names=names, num_labels=bound
     )
-    _refuse_unreadable(val, recipe.val, max_fraction=0.0)
     return train, val
 
 
-def _refuse_unreadable(rows: Dataset, source: str, max_fraction: float) -> None:
-    """Open the videos (of a large set, a sample) and raise a ValueError if more than a share cannot be read."""
-    errors = check_readable(rows)
-    for error in errors:
-        logger.warning("unreadable: %s", error)
-    if len(errors) > max_fraction * len(rows):
-        raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
+def check_videos(
+    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, accelerator: Accelerator
+) -> None:
+    """Open the videos (of a large set, a sample) before anything is trained, and warn of those that are too short.
+
+    Only the main process does.
+
+    Raises:
+        ValueError: more training videos than max_bad_fraction, or any of validation, cannot be read.
+    """
+    if not accelerator.is_main_process:
+        return
+    needed = frames_needed(config, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling)
+    for rows, source, share in ((train, recipe.train, recipe.max_bad_fraction), (val, recipe.val, 0.0)):
+        errors = check_readable(rows, frames_needed=needed) if rows is not None else []
+        if len(errors) > share * len(rows or ()):
+            raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
+        for error in errors:
+            logger.warning("unreadable: %s", error)
+
+
+def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str) -> int:
+    """Return how many frames a video must have so that a clip repeats none at its end."""
+    if frame_sampling == "segment":
+        return config.num_input_frames
+    candidates = config.num_input_frames
+    return (candidates - 1) * config.num_frames * frame_step // candidates + 1
 
 
 def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None):
@@ -80,7 +127,14 @@ def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Da
         "frame_step": recipe.frame_step,
         "frame_sampling": recipe.frame_sampling,
     }
-    workers = {"num_workers": recipe.num_workers, "collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+    workers = {
+        "num_workers": recipe.num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        # Of their own: a loader draws when its workers start, and a resumed run starts them anew. From the default
+        # generator, that would shift what the model draws.
+        "generator": torch.Generator(),
+    }
     clips = VideoClips(train, build_transform(recipe, config.frame_size), seed=recipe.seed, **sampling)
     train_loader = DataLoader(
         clips,
@@ -218,10 +272,15 @@ class RunLog:
     def read(self) -> list[dict]:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
-    def cut_after(self, step: int) -> None:
-        """Forget what a killed run logged after the checkpoint that the run goes on from."""
+    def cut_after(self, step: int, *, finished: bool = False) -> None:
+        """Forget what a killed run logged after the checkpoint that the run goes on from.
+
+        finished: the steps are all done; the final evaluation is forgotten too, as it is made again.
+        """
         if self.accelerator.is_main_process:
             kept = [line for line in self.read() if line["step"] <= step]
+            if finished:
+                kept = [line for line in kept if line["step"] < step or "loss" in line]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
@@ -258,19 +317,18 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             if recipe.overwrite:
                 _remove_run(folder)
-            if path.exists():
+            if path.exists() and (folder / LOG).exists():  # without a log, nothing has been trained
                 _refuse_other_run(recipe, path)
             recipe.save(path)
         except OSError as error:
             raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
-    accelerator.wait_for_everyone()
     return folder
 
 
 def _remove_run(folder: Path) -> None:
     for name in ("checkpoints", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", "log.jsonl"):
+    for name in ("recipe.yaml", LOG):
         (folder / name).unlink(missing_ok=True)
 
 
