@@ -426,6 +426,8 @@ def _fields_of(source: Source, cls) -> dict:
     """Return the fields of EverestConfig that a source says, for a model of class `cls`."""
     fields = _sizes(source.state) if source.format == "official" else {}
     fields.update(source.config_fields)
+    # From the weights: the field of the configuration has had two names, and versions of the library that ignore it.
+    fields["qkv_bias"] = any(name.endswith("attention.query.bias") for name in source.state)
     if source.task == PRETRAINING:
         # Pre-training knows no pooling. A bare encoder ends as the source's does; heads pool as EVEREST does.
         fields["use_mean_pooling"] = _NORM not in source.state or not _is_encoder(cls)
@@ -449,7 +451,6 @@ def _sizes(state: dict[str, torch.Tensor]) -> dict:
         "num_channels": channels,
         "tubelet_size": tubelet_size,
         "patch_size": patch_size,
-        "qkv_bias": any(name.endswith("attention.query.bias") for name in state),
         **_stack_sizes(state, "", hidden_size, "everest.encoder.layers.", _HEADS),
     }
     if "decoder.projection.weight" in state:
@@ -512,7 +513,6 @@ def _fields_of_videomae(content: dict, name: str) -> dict:
     except Exception as error:  # the library's validation errors share no class across its versions
         raise ValueError(f"{name}: config.json: {' '.join(str(error).split())}") from error
     fields = {field: getattr(config, field) for field in _KEPT_FIELDS}
-    fields["qkv_bias"] = config.qv_bias if hasattr(config, "qv_bias") else config.qkv_bias
     fields["patch_size"] = _square(config.patch_size, name)
     # The norms in front of its heads are PyTorch's, whatever layer_norm_eps says.
     fields["head_layer_norm_eps"] = torch.nn.LayerNorm(1).eps

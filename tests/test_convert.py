@@ -146,6 +146,11 @@ def autoencoder():
     return videomae(VideoMAEForPreTraining, use_mean_pooling=False)
 
 
+def num_parameters(model):
+    """Parameters that EVEREST has as well; some versions of Transformers give VideoMAE a key bias."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith("key.bias"))
+
+
 def assert_same_classification(model, expected):
     with torch.no_grad():
         ours = model.eval()(clips(), output_hidden_states=True)
@@ -273,7 +278,8 @@ def test_a_model_without_attention_biases(tmp_path):
     expected = videomae(VideoMAEForVideoClassification, qv_bias=False)
     model = EverestForVideoClassification.from_videomae(saved(expected, tmp_path), keep_ratio=1)
     assert_same_classification(model, expected)
-    assert model.config.qkv_bias is False
+    has_bias = any(name.endswith(("query.bias", "q_bias")) for name in expected.state_dict())
+    assert model.config.qkv_bias is has_bias  # some versions of Transformers ignore qv_bias
 
 
 def test_a_hub_id_is_found_in_the_cache(tmp_path, monkeypatch, classifier):
@@ -371,7 +377,7 @@ def test_official_sizes_are_known(tmp_path, width, heads, decoder_width, decoder
     assert {name: getattr(model.config, name) for name in sizes} == sizes
     assert (model.config.num_hidden_layers, model.config.decoder_num_hidden_layers) == (2, 1)
     assert (model.config.num_frames, model.config.image_size, model.config.num_tokens) == (16, 224, 1568)
-    assert model.num_parameters() == sum(p.numel() for p in shapes.parameters())
+    assert model.num_parameters() == num_parameters(shapes)
     assert model.dtype == torch.float16
 
 
@@ -485,7 +491,7 @@ def test_a_converted_classifier_is_a_complete_checkpoint(tmp_path, classifier):
         40,
     )
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert report.parameters == sum(p.numel() for p in classifier.parameters())
+    assert report.parameters == num_parameters(classifier)
     assert report.assumed.keys() == {"pretraining_keep_ratio", "mask_ratio"}
 
 
@@ -498,7 +504,7 @@ def test_a_converted_autoencoder_is_a_complete_checkpoint(tmp_path, autoencoder)
         assert part in text
     assert "set aside     optimizer, epoch, scaler, args" in text
     assert "mask_ratio=0.9" in text
-    assert f"{sum(p.numel() for p in autoencoder.parameters()):,} parameters" in text
+    assert f"{num_parameters(autoencoder):,} parameters" in text
 
 
 def test_the_class_may_come_from_the_checkpoints_own_code(tmp_path, monkeypatch, classifier):
