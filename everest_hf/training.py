@@ -424,7 +424,9 @@ def watched(loader: DataLoader, bad: BadVideos, recipe: Recipe, num_videos: int)
 def use_all_cores(accelerator: Accelerator) -> None:
     """Give the processes of a CPU run all cores; `accelerate launch` leaves each one thread unless told otherwise."""
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+        # Not every system tells which cores a process may use.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
 
 
 def describe(
