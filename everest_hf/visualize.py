@@ -160,6 +160,9 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
                     *zip(*points, strict=True), label=key, marker="o" if len(points) < 20 else None, markersize=3
                 )
         axis.set(title=title, xlabel="step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if keys == ("val_top1",):
+            axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
