@@ -191,7 +191,7 @@ def predict(args: argparse.Namespace) -> int:
     if architecture != CLASSIFICATION:
         raise ValueError(
             f"{name}: is a checkpoint of {architecture}, which knows no labels; fine-tune it first: "
-            f"train_accelerate.py --task finetune --model {name}"
+            f"accelerate launch train_accelerate.py --task finetune --model {name} --train VIDEOS"
         )
     model, processor = load_checkpoint(name, CLASSIFICATION)
     failures = 0
@@ -360,14 +360,30 @@ def architecture_of(name: str) -> str:
     """
     from transformers import PretrainedConfig
 
-    if Path(name).is_file():
-        raise ValueError(f"{name}: is a file; expected a checkpoint folder or Hub id ({PROGRAM} convert makes one)")
+    _check_checkpoint_name(name)
     config = _loaded(name, PretrainedConfig.get_config_dict, name)[0]
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in (PRETRAINING, CLASSIFICATION, FEATURES):
         kind = architecture or config.get("model_type") or "unknown kind"
         raise ValueError(f"{name}: is a checkpoint of {kind}, not of EVEREST ({PROGRAM} convert takes VideoMAE's)")
     return architecture
+
+
+def _check_checkpoint_name(name: str) -> None:
+    """Refuse what is neither a checkpoint folder nor can be a Hub id."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"{name}: is a file; expected a checkpoint folder or Hub id ({PROGRAM} convert makes one)")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name}: is no checkpoint; there is no config.json in this folder")
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(f"{name}: no such checkpoint folder") from None
 
 
 def load_checkpoint(name: str, architecture: str, **overrides):

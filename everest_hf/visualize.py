@@ -99,8 +99,10 @@ def draw_reconstruction(
     informative = visible | token_mask(target_ids, config)
     rows = {
         f"{len(visible_ids)} visible": grey_out(worked_on, visible),
-        f"{len(target_ids)} predicted": grey_out(reconstruct(worked_on, target_ids, predictions, config), informative),
-        "the same of the clip": grey_out(worked_on, informative),
+        f"with {len(target_ids)} predicted": grey_out(
+            reconstruct(worked_on, target_ids, predictions, config), informative
+        ),
+        "clip, same tokens": grey_out(worked_on, informative),
     }
     _draw_strips(clip, rows, config, path, slots, frame_numbers)
 
@@ -118,7 +120,7 @@ def _draw_strips(clip, rows, config, path, slots, frame_numbers) -> None:
     chosen = list(range(len(starts))) if slots is None else slots.tolist()
     height, width = config.frame_size
     side = min(LARGEST_CELL, LARGEST_FIGURE / len(starts))  # inches
-    size = (side * len(starts), (side * height / width + 0.1) * (1 + len(rows)) + 0.3)
+    size = (side * len(starts), (side * height / width + 0.05) * (1 + len(rows)) + 0.2)
     figure, axes = plt.subplots(1 + len(rows), len(starts), figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for column, start in enumerate(starts):
