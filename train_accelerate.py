@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from everest_hf import quickstart, training
 from everest_hf.data import BadVideos
@@ -69,13 +70,13 @@ def train(recipe: Recipe) -> dict[str, float]:
             meter.add(loss, len(batch["pixel_values"]))
             if not accelerator.sync_gradients:
                 continue
-            schedule.step()
             step += 1
             bar.update()
             if step % recipe.log_every == 0 or step == total_steps:
                 line = {**meter.read(accelerator), "lr": schedule.get_last_lr()[-1]}
                 log.write(step=step, epoch=epoch, **line)
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['clips_per_second']:.0f} clips/s")
+            schedule.step()
 
         last = epoch + 1 == recipe.epochs
         if val_rows is not None and not last and (epoch + 1) % recipe.eval_every == 0:
@@ -101,15 +102,16 @@ def train(recipe: Recipe) -> dict[str, float]:
 def run_quickstart(options: dict) -> None:
     """Write a small set of videos, pre-train on them, fine-tune from that checkpoint, evaluate on held-out videos."""
     state = PartialState()
-    with state.main_process_first():
-        videos = quickstart.write_videos()
+    videos = training.main_first(state, quickstart.write_videos)
     stages = quickstart.load_stages(RECIPES / "quickstart", videos, options)
     for recipe in stages.values():
         train(recipe)
-    state.print(quickstart.summarise(stages) if state.is_main_process else "")
+    if state.is_main_process:
+        print(quickstart.summarise(stages))
 
 
 def main() -> None:
+    disable_progress_bar()  # those of loading and saving would cut through the run's own
     try:
         path, options = parse_command_line()
         if path is None and "train" not in options:

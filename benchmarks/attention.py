@@ -1,10 +1,10 @@
-"""Time of the fused attention kernel (sdpa) and of two matrix products with a softmax between, on a CPU.
+"""Time of the fused attention kernel (sdpa) and of two matrix products, at once and in blocks of queries, on a CPU.
 
     python benchmarks/attention.py
 
 Run through the functions that the model runs, on queries, keys and values laid out as the model lays them out. The
 token counts of ViT-B/16 on 16 x 224 x 224: seen in pre-training 156, decoded 470, fine-tuning 940, dense 1568. What
-comes out decides `_CPU_MATMUL_TOKENS` in modeling_everest.py.
+comes out decides `attention_function` in modeling_everest.py.
 """
 
 import argparse
@@ -15,9 +15,13 @@ import torch
 from tqdm import tqdm
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from everest_hf.modeling_everest import eager_attention_forward
+from everest_hf.modeling_everest import blocked_attention_forward, eager_attention_forward
 
-IMPLEMENTATIONS = {"sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"], "matmul": eager_attention_forward}
+IMPLEMENTATIONS = {
+    "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"],
+    "matmul": eager_attention_forward,
+    "blocks": blocked_attention_forward,
+}
 PASSES = ("forward", "forward+backward")
 
 
@@ -48,7 +52,7 @@ def build_inputs(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dty
 
 
 def measure_case(args: argparse.Namespace, dtype: str, tokens: int, direction: str) -> dict:
-    """Time both implementations in turn on one input."""
+    """Time the implementations in turn on one input."""
     inputs = build_inputs(args.batch, args.heads, tokens, args.head_dim, measure.DTYPES[dtype])
     calls = {name: build_call(name, inputs, direction != "forward") for name in IMPLEMENTATIONS}
     seconds = measure.interleave(calls, args.repeats, torch.device("cpu"), warmup=2)

@@ -757,7 +757,7 @@ class EverestModel(EverestPreTrainedModel):
 
         pixel_values: (B, T, C, H, W) float, normalised with the config's mean and std; T = config.num_input_frames.
         bool_masked_pos: (B, N), True = dropped; replaces the selection. Each clip must keep the same number. Reads
-            the count from the mask, which waits for the device.
+            the count from the mask, which waits for the device and breaks a compiled graph in two.
         noise: the randomness of the "random" (B, N) and "tube" (B, S) selections, uniform in [0, 1). Without it
             training draws, and evaluation uses one fixed draw. "motion" uses none.
         frame_noise: (B, c) for frame selection; without it training draws, and evaluation is deterministic.

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
@@ -50,13 +50,13 @@ RAND_AUGMENT_OPERATIONS = 4
 # --------------------------------------------------------------------------------------------------- all processes
 
 
-def main_first(accelerator: Accelerator, function: Callable, *arguments):
+def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
     """Call a function on the main process, then on the others, and return what it returns.
 
     What the main process finds wrong (ValueError, OSError) is said by it alone, and all processes end.
     """
     failure = result = None
-    if accelerator.is_main_process:
+    if state.is_main_process:
         try:
             result = function(*arguments)
         except (ValueError, OSError) as error:
@@ -66,7 +66,7 @@ def main_first(accelerator: Accelerator, function: Callable, *arguments):
         raise failure
     if failed:
         sys.exit(1)
-    return result if accelerator.is_main_process else function(*arguments)
+    return result if state.is_main_process else function(*arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------- data

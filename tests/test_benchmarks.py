@@ -70,7 +70,7 @@ def test_attention_compares_both_implementations(tmp_path):
     passes = ("forward", "forward+backward")
     assert set(cells) == {(dtype, n, p) for dtype in ("fp32", "bf16") for n in (12, 40) for p in passes}
     for cell in cells.values():
-        for name in ("sdpa", "matmul"):
+        for name in ("sdpa", "matmul", "blocks"):
             check_timing(cell[name], repeats=3)
             assert cell[cell["fastest"]]["seconds"] <= cell[name]["seconds"]
     assert sum(line.startswith(("| fp32", "| bf16")) for line in printed.splitlines()) == len(cells)
