@@ -139,6 +139,15 @@ def test_the_pretrained_model_and_its_checkpoints_load(pretrained):
     assert not same_weights(pretrained / "model", pretrained / "checkpoints" / "epoch-00002")
 
 
+def assert_same_log(left, right):
+    """Training repeats to the bit; a figure of an evaluation may differ in its last one with where weights lie."""
+    assert [line for line in left if "loss" in line] == [line for line in right if "loss" in line]
+    evaluations = [[line for line in log if "loss" not in line] for log in (left, right)]
+    assert len(evaluations[0]) == len(evaluations[1])
+    for ours, theirs in zip(*evaluations, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
 def test_the_pretraining_log_has_every_step(pretrained):
     lines = log_of(pretrained)
     steps = [line for line in lines if "loss" in line]
@@ -209,7 +218,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_end(place, repeated):
         log.write('{"step": 99, "epoch": 9, "loss": 7.0}\n')
 
     train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
-    assert log_of(folder) == log_of(repeated)
+    assert_same_log(log_of(folder), log_of(repeated))
     assert same_weights(folder / "model", repeated / "model")
     assert [name for name in checkpoints_of(folder) if name.startswith("epoch")] == checkpoints_of(repeated)
 
@@ -220,7 +229,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_end(place, pretrained):
     folder = place / "killed_finetune"
     Run("finetune.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "epoch-00001")
     train("finetune.yaml", "--output_dir", folder, cwd=place).check()
-    assert log_of(folder) == log_of(steady)
+    assert_same_log(log_of(folder), log_of(steady))
     assert same_weights(folder / "model", steady / "model")
 
 
@@ -230,7 +239,7 @@ def test_a_finished_run_is_not_trained_again(place, pretrained):
     weights = weights_of(pretrained / "model")
     result = train("pretrain.yaml", cwd=place).check()
     assert "pretrain finished" in result.stdout
-    assert log_of(pretrained) == before
+    assert_same_log(log_of(pretrained), before)
     assert checkpoint.stat().st_mtime_ns == written
     assert all(torch.equal(weights[name], new) for name, new in weights_of(pretrained / "model").items())
 
