@@ -5,9 +5,8 @@ from pathlib import Path
 
 from .recipe import Recipe, load_recipe
 from .synthetic import MotionVideos, write_motion_videos
+from .training import LOG, read_log
 from .visualize import draw_curves
-
-STAGES = ("pretrain", "finetune")
 
 
 def write_videos(folder: str | Path = "data/motion") -> Path:
@@ -30,7 +29,7 @@ def load_stages(recipes: Path, videos: Path, options: dict) -> dict[str, Recipe]
 
 def summarise(stages: dict[str, Recipe]) -> str:
     """Draw the curves of both runs into one picture and say how it went and where everything is."""
-    logs = {name: _read_log(Path(recipe.output_dir) / "log.jsonl") for name, recipe in stages.items()}
+    logs = {name: read_log(Path(recipe.output_dir) / LOG) for name, recipe in stages.items()}
     folder = Path(stages["finetune"].output_dir)
     curves = folder.parent / "curves.png"
     draw_curves(logs, curves)
@@ -48,7 +47,3 @@ def summarise(stages: dict[str, Recipe]) -> str:
             f"kept tokens         {folder}/tokens.png",
         )
     )
-
-
-def _read_log(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

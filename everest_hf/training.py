@@ -35,7 +35,7 @@ from .modeling_everest import EverestForPreTraining, EverestForVideoClassificati
 from .optim import cosine_schedule, parameter_groups
 from .recipe import Recipe, load_recipe
 from .video_processing_everest import EverestVideoProcessor
-from .visualize import draw_curves, draw_kept_tokens
+from .visualize import draw_curves, draw_kept_tokens, take_slots
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,19 @@ def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str
     return (candidates - 1) * config.num_frames * frame_step // candidates + 1
 
 
-def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None):
-    """Return the training loader and a function of (segments, crops) that makes a validation loader."""
-    sampling = {
+def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
+    """Return how clips are sampled, as arguments of `VideoClips` and `VideoViews`."""
+    return {
         "num_frames": config.num_frames,
         "num_input_frames": config.num_input_frames,
         "frame_step": recipe.frame_step,
         "frame_sampling": recipe.frame_sampling,
     }
+
+
+def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None):
+    """Return the training loader and a function of (segments, crops) that makes a validation loader."""
+    sampling = sampling_of(recipe, config)
     workers = {
         "num_workers": recipe.num_workers,
         "collate_fn": collate,
@@ -258,6 +263,11 @@ def evaluate_model(accelerator: Accelerator, model, loader: DataLoader, recipe: 
 # ------------------------------------------------------------------------------------------------- log and output
 
 
+def read_log(path: Path) -> list[dict]:
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 class RunLog:
     """The run's log: JSON lines in a file, written by the main process as they come."""
 
@@ -270,7 +280,7 @@ class RunLog:
                 file.write(json.dumps(values) + "\n")
 
     def read(self) -> list[dict]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        return read_log(self.path) if self.path.exists() else []
 
     def cut_after(self, step: int, *, finished: bool = False) -> None:
         """Forget what a killed run logged after the checkpoint that the run goes on from.
@@ -458,15 +468,12 @@ def draw_pictures(recipe: Recipe, model: EverestPreTrainedModel, rows: Dataset, 
     """Draw the run's curves, and the tokens that the model keeps of the first video of the rows."""
     draw_curves({recipe.task: log}, folder / "curves.png")
     config = model.config
-    sampling = {"num_frames": config.num_frames, "num_input_frames": config.num_input_frames}
-    views = VideoViews(
-        rows, config.frame_size, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling, **sampling
-    )
+    views = VideoViews(rows, config.frame_size, **sampling_of(recipe, config))
     clip = views[0]["pixel_values"]  # (1, T, C, h, w)
     pixel_values = transforms.normalize(clip, config.image_mean, config.image_std).to(model.device)
     model.eval()
     embedded = model.everest.embeddings(pixel_values, pretraining=recipe.task == "pretrain")
     ids = embedded.kept_ids if embedded.target_ids is None else torch.cat([embedded.kept_ids, embedded.target_ids], 1)
-    if embedded.slots is not None:  # frame selection: show the frames that the model worked on
-        clip = clip.unflatten(1, (-1, config.tubelet_size))[:, embedded.slots[0].cpu()].flatten(1, 2)
-    draw_kept_tokens(clip[0], ids[0], config, folder / "tokens.png")
+    # With frame selection: the frames that the model worked on.
+    worked_on = take_slots(clip[0], None if embedded.slots is None else embedded.slots[0], config)
+    draw_kept_tokens(worked_on, ids[0], config, folder / "tokens.png")
