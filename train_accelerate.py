@@ -18,7 +18,9 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from everest_hf import quickstart, training
+from everest_hf.checkpoints import Checkpoints, save_final_model
 from everest_hf.data import BadVideos
+from everest_hf.evaluation import evaluate_model
 from everest_hf.recipe import Recipe, load_recipe, parse_command_line
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -48,7 +50,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     accelerator.register_for_checkpointing(schedule)
     set_seed(recipe.seed, device_specific=True)  # each process draws tokens of its own
 
-    checkpoints = training.Checkpoints(folder, recipe.keep_checkpoints, accelerator)
+    checkpoints = Checkpoints(folder, recipe.keep_checkpoints, accelerator)
     first_epoch, step = checkpoints.resume()
     total_steps = recipe.epochs * steps_per_epoch
     log.cut_after(step, finished=step == total_steps)
@@ -80,7 +82,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
         last = epoch + 1 == recipe.epochs
         if val_rows is not None and not last and (epoch + 1) % recipe.eval_every == 0:
-            figures = training.evaluate_model(accelerator, model, val_loader(1, 1), recipe)
+            figures = evaluate_model(accelerator, model, val_loader(1, 1), recipe)
             log.write(step=step, epoch=epoch, **figures)
         if (epoch + 1) % recipe.save_every == 0 or last:
             checkpoints.save(epoch + 1, step, model, processor)
@@ -89,9 +91,9 @@ def train(recipe: Recipe) -> dict[str, float]:
     figures = {}
     if val_rows is not None:
         views = (recipe.segments, recipe.crops) if recipe.task == "finetune" else (1, 1)
-        figures = training.evaluate_model(accelerator, model, val_loader(*views), recipe)
+        figures = evaluate_model(accelerator, model, val_loader(*views), recipe)
         log.write(step=step, epoch=recipe.epochs - 1, **figures)
-    saved = training.save_final_model(accelerator, model, processor, folder)
+    saved = save_final_model(accelerator, model, processor, folder)
     if accelerator.is_main_process:
         training.draw_pictures(recipe, accelerator.unwrap_model(model), val_rows or train_rows, log.read(), folder)
     accelerator.print(training.summarise(recipe, figures, saved, bad))

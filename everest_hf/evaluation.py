@@ -1,9 +1,17 @@
-"""From views to videos to figures. Knows torch; how to gather over processes comes in as an argument."""
+"""From views to videos to figures."""
 
+import os
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
+
+from . import transforms
+from .metrics import load_metric
+from .recipe import Recipe
 
 
 @torch.no_grad()
@@ -55,3 +63,25 @@ def mean_loss(
         means = [model(pixel_values=to_pixel_values(part.flatten(0, 1))).loss.float() for part in parts]
         losses.append(gather(torch.cat([loss.repeat(len(part)) for loss, part in zip(means, parts, strict=True)])))
     return float(torch.cat(losses).mean())
+
+
+def evaluate_model(accelerator: Accelerator, model, loader: DataLoader, recipe: Recipe) -> dict[str, float]:
+    """Return the figures on a validation loader: the loss of pre-training, or accuracies of classification."""
+    config = accelerator.unwrap_model(model).config
+    options = {
+        "to_pixel_values": partial(transforms.normalize, mean=config.image_mean, std=config.image_std),
+        "gather": accelerator.gather_for_metrics,
+    }
+    loader = accelerator.prepare(loader)
+    was_training = model.training
+    try:
+        if recipe.task == "pretrain":
+            return {"val_loss": mean_loss(model, loader, **options)}
+        predicted = predict_videos(model, loader, **options)
+    finally:
+        model.train(was_training)
+        accelerator._dataloaders.remove(loader)  # prepared for this once; a checkpoint must not look for it
+    metric = load_metric("video_accuracy", experiment_id=f"{os.getpid()}")
+    figures = metric.compute(predictions=predicted["probabilities"].double().numpy(), references=predicted["labels"])
+    likelihood = predicted["probabilities"].gather(1, predicted["labels"][:, None]).clamp_min(1e-12)
+    return {"val_loss": float(-likelihood.log().mean()), **{f"val_{name}": value for name, value in figures.items()}}

@@ -23,6 +23,7 @@ from videos import bad_files, real_clips, write_class_folders, write_clip, write
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, training
 from everest_hf.data import VideoViews, load_videos
+from everest_hf.evaluation import evaluate_model
 from everest_hf.optim import cosine_schedule
 from everest_hf.recipe import load_recipe
 
@@ -310,7 +311,7 @@ def test_several_views_by_hand(place, finetuned):
     model = AutoModelForVideoClassification.from_pretrained(finetuned / "model").eval()
     config = model.config
     _, val_loader = training.build_loaders(recipe, config, train_rows, val_rows)
-    figures = training.evaluate_model(Accelerator(cpu=True), model, val_loader(2, 3), recipe)
+    figures = evaluate_model(Accelerator(cpu=True), model, val_loader(2, 3), recipe)
 
     sampling = {"num_frames": 12, "frame_step": 1}
     views = VideoViews(val_rows, config.frame_size, num_segments=2, num_crops=3, **sampling)
