@@ -1,14 +1,10 @@
 """From views to videos to figures."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from everest_hf.evaluation import mean_loss, predict_videos
-from everest_hf.metrics import load_metric
 
 
 class LinearModel(nn.Module):
@@ -110,58 +106,3 @@ def test_evaluation_is_without_dropout_and_gradients(batches):
     predict_videos(model, batches, to_pixel_values=halve)
     model.train()
     mean_loss(model, batches, to_pixel_values=halve)
-
-
-# ------------------------------------------------------------------------------------------------------------ metric
-
-# Six classes; rows are videos. The rank of the true class: 1, 2, 1 (a tie, the lower class first), 6, 5.
-PROBABILITIES = [
-    [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
-    [0.5, 0.2, 0.1, 0.1, 0.05, 0.05],
-    [0.1, 0.3, 0.1, 0.3, 0.1, 0.1],
-    [0.3, 0.25, 0.2, 0.15, 0.1, 0.0],
-    [0.3, 0.25, 0.2, 0.15, 0.08, 0.02],
-]
-LABELS = [0, 1, 1, 5, 4]
-
-
-def test_metric_by_hand():
-    figures = load_metric("video_accuracy").compute(predictions=PROBABILITIES, references=LABELS)
-    assert figures["top1"] == pytest.approx(2 / 5)
-    assert figures["top5"] == pytest.approx(4 / 5)
-    # Class 0: 1, class 1: a half, classes 4 and 5: 0; classes without a video do not count.
-    assert figures["mean_class_accuracy"] == pytest.approx((1 + 0.5 + 0 + 0) / 4)
-
-
-def test_a_tie_goes_to_the_lower_class():
-    metric = load_metric("video_accuracy")
-    tie = [[0.1, 0.3, 0.1, 0.3, 0.1, 0.1]]
-    assert metric.compute(predictions=tie, references=[1])["top1"] == 1
-    assert metric.compute(predictions=tie, references=[3])["top1"] == 0
-
-
-def test_fewer_than_five_classes():
-    figures = load_metric("video_accuracy").compute(predictions=[[0.4, 0.6], [0.6, 0.4]], references=[0, 0])
-    assert figures["top1"] == 0.5
-    assert figures["top5"] == 1
-
-
-def test_batches_and_one_call_agree():
-    metric = load_metric("video_accuracy")
-    metric.add_batch(predictions=PROBABILITIES[:2], references=LABELS[:2])
-    metric.add_batch(predictions=PROBABILITIES[2:], references=LABELS[2:])
-    assert metric.compute() == load_metric("video_accuracy").compute(predictions=PROBABILITIES, references=LABELS)
-
-
-def test_the_metric_needs_no_network():
-    """Every connection of the process fails; what the library has cached does not help it either."""
-    code = (
-        "import socket\n"
-        "def refuse(*_, **__): raise OSError('no network in this test')\n"
-        "socket.socket.connect = refuse; socket.create_connection = refuse; socket.getaddrinfo = refuse\n"
-        "from everest_hf.metrics import load_metric\n"
-        "print(load_metric('video_accuracy').compute(predictions=[[1.0, 0.0]], references=[0])['top1'])\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "1.0"

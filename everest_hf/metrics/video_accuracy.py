@@ -8,7 +8,7 @@ import numpy as np
 class VideoAccuracy(evaluate.Metric):
     """Top-1, top-5 and mean class accuracy, each a share in [0, 1].
 
-    predictions: one list of class probabilities a video. references: class ids.
+    predictions: one list of class probabilities a video; a row of zeros is no answer and wrong. references: class ids.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -28,7 +28,7 @@ class VideoAccuracy(evaluate.Metric):
         probabilities, references = np.asarray(predictions), np.asarray(references)
         # Stable, so that among equal probabilities the lower class comes first on every machine.
         ranked = np.argsort(-probabilities, axis=1, kind="stable")  # (videos, classes)
-        hits = ranked == references[:, None]
+        hits = (ranked == references[:, None]) & probabilities.any(axis=1, keepdims=True)
         first = hits[:, 0]
         by_class = [first[references == label].mean() for label in np.unique(references)]
         return {
