@@ -46,6 +46,7 @@ def load_videos(
     labels_required: bool = True,
     class_names: Sequence[str] | None = None,
     num_labels: int | None = None,
+    check_files: bool = True,
 ) -> Dataset:
     """Return the rows of a source: column `video` (absolute path) and, where every row has one, `label` (integer).
 
@@ -54,7 +55,8 @@ def load_videos(
     names a sub-folder such as "train". Relative paths of a list start at `data_root`, by default at the list's own
     folder. With labels_required=False a list may be paths alone and a folder need not have class folders.
     `class_names` (those of the training set, or of a checkpoint) fixes the order of the classes; otherwise names are
-    sorted. `label` is a ClassLabel where names are known. `num_labels` bounds integer labels.
+    sorted. `label` is a ClassLabel where names are known. `num_labels` bounds integer labels. With check_files=False
+    missing videos stay in the rows, to be found when they are opened.
 
     Raises:
         FileNotFoundError: source or videos are missing; the first few are named.
@@ -70,7 +72,8 @@ def load_videos(
     else:
         rows = _rows_of_list(source, Path(data_root) if data_root else source.parent, labels_required)
     _check_suffixes(rows)
-    _check_files(rows, source)
+    if check_files:
+        _check_files(rows, source)
     return _as_dataset(rows, class_names, num_labels)
 
 
