@@ -5,6 +5,7 @@
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from torch.utils.data import Sampler, default_collate
 
 from . import transforms
@@ -46,21 +47,25 @@ def load_videos(
     labels_required: bool = True,
     class_names: Sequence[str] | None = None,
     num_labels: int | None = None,
+    problem_type: str = "single_label_classification",
     check_files: bool = True,
 ) -> Dataset:
-    """Return the rows of a source: column `video` (absolute path) and, where every row has one, `label` (integer).
+    """Return the rows of a source: column `video` (absolute path) and, where every row has one, `label`.
 
     `source` is a list file with "path label" a line, split at the last blank, so that a path may contain blanks;
     a label is an integer or a class name. Or it is a folder with a folder of videos for each class; `split` then
     names a sub-folder such as "train". Relative paths of a list start at `data_root`, by default at the list's own
     folder. With labels_required=False a list may be paths alone and a folder need not have class folders.
     `class_names` (those of the training set, or of a checkpoint) fixes the order of the classes; otherwise names are
-    sorted. `label` is a ClassLabel where names are known. `num_labels` bounds integer labels. With check_files=False
-    missing videos stay in the rows, to be found when they are opened.
+    sorted. `label` is an integer, a ClassLabel where names are known. `num_labels` bounds integer labels. With
+    problem_type "multi_label_classification" a list gives several integers or names joined by commas, "path a,b", and
+    `label` is a list of ClassLabels; with "regression" a list gives a number, and `label` is a float. With
+    check_files=False missing videos stay in the rows, to be found when they are opened.
 
     Raises:
         FileNotFoundError: source or videos are missing; the first few are named.
-        ValueError: no rows, a line without label, a label out of range or unknown, a suffix that is not a video's.
+        ValueError: no rows, a line without label, a label out of range, unknown or no number, a suffix that is not a
+            video's.
     """
     source = Path(source)
     if source.is_dir():
@@ -74,12 +79,13 @@ def load_videos(
     _check_suffixes(rows)
     if check_files:
         _check_files(rows, source)
-    return _as_dataset(rows, class_names, num_labels)
+    return _as_dataset(rows, class_names, num_labels, problem_type)
 
 
 def class_names_of(rows: Dataset) -> list[str] | None:
     """Return the names of the classes in the order of their integers, or None where they are not known."""
     feature = rows.features.get("label")
+    feature = getattr(feature, "feature", feature)  # of several labels a video: what each of them is
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
@@ -166,12 +172,20 @@ def _named(culprits: list[str]) -> str:
     return f"{', '.join(culprits[:NAMED_CULPRITS])}{more}"
 
 
-def _as_dataset(rows: list[_Row], class_names: Sequence[str] | None, num_labels: int | None) -> Dataset:
+def _as_dataset(
+    rows: list[_Row], class_names: Sequence[str] | None, num_labels: int | None, problem_type: str
+) -> Dataset:
     columns: dict[str, list] = {"video": [row.path for row in rows]}
     features: dict[str, Any] = {"video": Value("string")}
     if all(row.label is not None for row in rows):
-        columns["label"], names = _integer_labels(rows, class_names, num_labels)
-        features["label"] = ClassLabel(names=names) if names else Value("int64")
+        if problem_type == "regression":
+            columns["label"], features["label"] = _numbers(rows), Value("float64")
+        elif problem_type == "multi_label_classification":
+            columns["label"], names = _label_lists(rows, class_names, num_labels)
+            features["label"] = List(ClassLabel(names=names))
+        else:
+            columns["label"], names = _integer_labels(rows, class_names, num_labels)
+            features["label"] = ClassLabel(names=names) if names else Value("int64")
     return Dataset.from_dict(columns, features=Features(features))
 
 
@@ -196,6 +210,31 @@ def _integer_labels(
     wrong = [f"{r.where} ({r.label})" for r, label in zip(rows, labels, strict=True) if not 0 <= label < highest]
     _refuse(wrong, f"label out of range; {highest} classes are labelled 0 to {highest - 1}")
     return labels, names
+
+
+def _label_lists(
+    rows: list[_Row], class_names: Sequence[str] | None, num_labels: int | None
+) -> tuple[list[list[int]], list[str]]:
+    """Return the labels of each row, which are joined by commas, as integers, and the names of all labels."""
+    parts = [[row._replace(label=part) for part in row.label.split(",")] for row in rows]
+    _refuse([f"{r.where} ({r.label!r})" for r in rows if "" in r.label.split(",")], "an empty name among the labels")
+    flat, names = _integer_labels([part for of_row in parts for part in of_row], class_names, num_labels)
+    labels = iter(flat)
+    of_rows = [sorted({next(labels) for _ in of_row}) for of_row in parts]
+    return of_rows, names or [str(i) for i in range(num_labels or max(flat) + 1)]
+
+
+def _numbers(rows: list[_Row]) -> list[float]:
+    wrong = [f"{row.where} ({row.label!r})" for row in rows if not _is_number(row.label)]
+    _refuse(wrong, "label is not a finite number; problem_type=regression takes 'path number'")
+    return [float(row.label) for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _is_integer(text: str) -> bool:
@@ -334,7 +373,7 @@ class VideoClips(torch.utils.data.Dataset):
         )
         # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
         with transforms.seeded(int(torch.randint(2**63 - 1, (), generator=generator))):
-            return _item(self.transform(clip), row, index)
+            return _item(self.transform(clip), self.rows, row, index)
 
     def _read_replacement(self, index: int, error: VideoError) -> dict[str, Any]:
         bad = [(error.path, error.reason)]
@@ -353,7 +392,8 @@ class VideoViews(torch.utils.data.Dataset):
     """Evaluation: item i is {"pixel_values" uint8 (V, T, C, h, w), "labels", "index"}, all V views of one video.
 
     V = num_segments * num_crops, segment-major. A video is one item, so that it is opened and decoded once and the
-    mean over its views needs no other process. A video that cannot be read raises a VideoError: it is never skipped.
+    mean over its views needs no other process. A video that cannot be read raises a VideoError, or with
+    count_unreadable gives black views, with (path, reason) in "bad": it is never skipped.
 
     Args: as in `VideoClips`; size: height and width of a view; num_segments, num_crops: views in time and in space.
     """
@@ -370,8 +410,9 @@ class VideoViews(torch.utils.data.Dataset):
         num_segments: int = 1,
         num_crops: int = 1,
         backend: str = "decord",
+        count_unreadable: bool = False,
     ):
-        self.rows, self.size, self.backend = rows, tuple(size), backend
+        self.rows, self.size, self.backend, self.count_unreadable = rows, tuple(size), backend, count_unreadable
         self.num_segments, self.num_crops = num_segments, num_crops
         self.sampling = {
             "frame_sampling": frame_sampling,
@@ -385,11 +426,23 @@ class VideoViews(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
+        row, bad = self.rows[index], []
+        try:
+            views = self._read(row)
+        except VideoError as error:
+            if not self.count_unreadable:
+                raise
+            views, bad = self._black(), [(error.path, error.reason)]
+        return {**_item(views, self.rows, row, index), "unreadable": bool(bad), "bad": bad}
+
+    def _read(self, row: dict[str, Any]) -> torch.Tensor:
         clip = read_clip(**_source_of(row["video"]), indices_of=self._indices, backend=self.backend)
         crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
-        views = crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
-        return _item(views, row, index)
+        return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
+
+    def _black(self) -> torch.Tensor:
+        frames = self.sampling["num_input_frames"] or self.sampling["num_frames"]
+        return torch.zeros(self.num_segments * self.num_crops, frames, 3, *self.size, dtype=torch.uint8)
 
     def _indices(self, num_video_frames: int) -> list[int]:
         segments = range(self.num_segments)
@@ -398,9 +451,18 @@ class VideoViews(torch.utils.data.Dataset):
         ]
 
 
-def _item(pixel_values: torch.Tensor, row: dict[str, Any], index: int) -> dict[str, Any]:
+def _item(pixel_values: torch.Tensor, rows: Dataset, row: dict[str, Any], index: int) -> dict[str, Any]:
     item = {"pixel_values": pixel_values.contiguous(), "index": index}
-    return item if row.get("label") is None else {**item, "labels": row["label"]}
+    return item if row.get("label") is None else {**item, "labels": _label_of(row["label"], rows)}
+
+
+def _label_of(label: int | float | list[int], rows: Dataset) -> int | torch.Tensor:
+    """Return a label as the model takes it: a class id, a number (), or 0 and 1 for each label (labels,)."""
+    if isinstance(label, list):
+        wanted = torch.zeros(len(class_names_of(rows)))
+        wanted[label] = 1
+        return wanted
+    return torch.tensor(label) if isinstance(label, float) else label
 
 
 # ---------------------------------------------------------------------- batches

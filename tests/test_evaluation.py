@@ -1,9 +1,14 @@
 """From views to videos to figures."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
+from videos import write_clip, write_list
 
+from everest_hf.data import VideoViews, class_names_of, collate, load_videos
 from everest_hf.evaluation import mean_loss, predict_videos
 
 
@@ -106,3 +111,62 @@ def test_evaluation_is_without_dropout_and_gradients(batches):
     predict_videos(model, batches, to_pixel_values=halve)
     model.train()
     mean_loss(model, batches, to_pixel_values=halve)
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+MULTI, REGRESSION = "multi_label_classification", "regression"
+SAMPLING = {"num_frames": 4, "frame_step": 1}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for name in ("a.mp4", "b, c.mp4"):
+        write_clip(folder / name, num_frames=6)
+    return folder
+
+
+def rows_of(clips, *labels, **options) -> Dataset:
+    rows = zip(("a.mp4", "b, c.mp4"), labels, strict=True)
+    return load_videos(write_list(clips / "list.txt", rows), **options)
+
+
+def test_several_labels_a_video(clips):
+    rows = rows_of(clips, "run,jump", "sit", problem_type=MULTI)
+    assert class_names_of(rows) == ["jump", "run", "sit"]
+    assert rows["label"][:] == [[0, 1], [2]]
+    batch = collate(list(VideoViews(rows, (24, 40), **SAMPLING)))
+    assert batch["labels"].tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert batch["labels"].dtype == torch.float32
+    held_out = rows_of(clips, "sit,run", "run", problem_type=MULTI, class_names=["jump", "run", "sit"])
+    assert held_out["label"][:] == [[1, 2], [1]]
+
+
+def test_several_integers_a_video(clips):
+    rows = rows_of(clips, "2,0", "1", problem_type=MULTI, num_labels=4)
+    assert class_names_of(rows) == ["0", "1", "2", "3"]
+    assert rows["label"][:] == [[0, 2], [1]]
+
+
+def test_numbers_as_labels(clips):
+    rows = rows_of(clips, "1.5", "-2e-1", problem_type=REGRESSION)
+    assert class_names_of(rows) is None
+    batch = collate(list(VideoViews(rows, (24, 40), **SAMPLING)))
+    assert torch.equal(batch["labels"], torch.tensor([1.5, -0.2]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        (("1.5", "high"), {"problem_type": REGRESSION}, ["list.txt:2", "'high'", "not a finite number"]),
+        (("1.5", "nan"), {"problem_type": REGRESSION}, ["list.txt:2", "'nan'", "not a finite number"]),
+        (("a,", "b"), {"problem_type": MULTI}, ["list.txt:1", "'a,'", "an empty name"]),
+        (("a,d", "b"), {"problem_type": MULTI, "class_names": ["a", "b"]}, ["list.txt:1", "'d'", "2 known"]),
+        (("0,7", "1"), {"problem_type": MULTI, "num_labels": 3}, ["list.txt:1", "(7)", "labelled 0 to 2"]),
+    ],
+)
+def test_labels_that_are_none(clips, labels, options, words):
+    with pytest.raises(ValueError) as error:
+        rows_of(clips, *labels, **options)
+    assert all(word in str(error.value) for word in words), error.value
