@@ -294,6 +294,10 @@ def seed_of(*, seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator))
+
+
 def epoch_order(*, num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the permutation of the rows (num_rows,) in an epoch."""
     generator = torch.Generator().manual_seed(seed_of(seed=seed, epoch=epoch, index=num_rows))
@@ -311,12 +315,13 @@ def replacements(*, index: int, order: torch.Tensor) -> list[int]:
 
 
 class VideoClips(torch.utils.data.Dataset):
-    """Training clips: item i is {"pixel_values" uint8 (T, C, h, w), "labels", "index", "bad"}.
+    """Training clips: item i is {"pixel_values" uint8 (T, C, h, w), "labels", "index", "seed", "bad"}.
 
     Frames and augmentation are drawn from (seed, epoch, index) alone: the same for any number of workers and
     processes. `set_epoch` reaches workers that are running already. `labels` is there where the rows have labels.
     A video that cannot be read is replaced by the next one of the epoch's order (see `replacements`) and reported in
-    "bad", a list of (path, reason); `index` is that of the row that was read.
+    "bad", a list of (path, reason); `index` is that of the row that was read. `seed` is for what else is drawn for the
+    clip on its way through the model; it follows from (seed, epoch, index) too.
 
     Args:
         rows: dataset with `video` and perhaps `label`. transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w).
@@ -372,8 +377,9 @@ class VideoClips(torch.utils.data.Dataset):
             backend=self.backend,
         )
         # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
-        with transforms.seeded(int(torch.randint(2**63 - 1, (), generator=generator))):
-            return _item(self.transform(clip), self.rows, row, index)
+        with transforms.seeded(_draw_seed(generator)):
+            item = _item(self.transform(clip), self.rows, row, index)
+        return {**item, "seed": _draw_seed(generator)}
 
     def _read_replacement(self, index: int, error: VideoError) -> dict[str, Any]:
         bad = [(error.path, error.reason)]
@@ -472,20 +478,32 @@ class EpochSampler(Sampler[int]):
     """The order of the rows of a VideoClips in its epoch, the same in every process."""
 
     def __init__(self, clips: VideoClips):
-        self.clips = clips
+        self.clips, self.start = clips, 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Give the order of an epoch, without the first `start` rows, which all processes together have had of it.
+
+        Without `start`, an epoch that is set already keeps what it has (Accelerate's loaders set it once more
+        whenever they are iterated), and another one starts at 0.
+        """
+        if start is None:
+            start = self.start if epoch == self.clips.epoch else 0
+        self.start = start
         self.clips.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.clips) - self.start
 
     def __iter__(self):
-        yield from epoch_order(num_rows=len(self.clips), seed=self.clips.seed, epoch=self.clips.epoch).tolist()
+        order = epoch_order(num_rows=len(self.clips), seed=self.clips.seed, epoch=self.clips.epoch)
+        yield from order[self.start :].tolist()
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch: pixel_values uint8 (B, …), labels (B,), index (B,), and "bad", the (path, reason) of all items."""
+    """Return a batch of items: pixel_values uint8 (B, …), labels (B,), index (B,), seed int64 (B,) of training clips.
+
+    "bad" is the list of the (path, reason) of all items.
+    """
     bad = [entry for item in items for entry in item.get("bad", ())]
     tensors = [{key: value for key, value in item.items() if key != "bad"} for item in items]
     return {**default_collate(tensors), "bad": bad}

@@ -270,6 +270,25 @@ def test_epoch_order_is_a_permutation_of_its_own():
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_order_goes_on_where_an_epoch_was_left(folder):
+    clips = clips_of(load_videos(folder))
+    sampler, whole = EpochSampler(clips), epoch_order(num_rows=6, seed=0, epoch=2).tolist()
+    sampler.set_epoch(2, start=4)
+    assert (list(sampler), len(sampler)) == (whole[4:], 2)
+    sampler.set_epoch(2)
+    assert list(sampler) == whole[4:]
+    sampler.set_epoch(3)
+    assert (list(sampler), len(sampler)) == (epoch_order(num_rows=6, seed=0, epoch=3).tolist(), 6)
+
+
+def test_seed_of_a_clip_is_its_own(folder):
+    clips = clips_of(load_videos(folder))
+    seeds = collate([clips[i] for i in (0, 1, 1)])["seed"].tolist()
+    clips.set_epoch(1)
+    assert seeds[0] != seeds[1] == seeds[2] != clips[1]["seed"]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
 def test_frame_sampling_reaches_the_clips(tmp_path):
     path = write_video(tmp_path / "count.mp4", counting_frames(60, *SIZE), crf=10)
     rows = load_videos(write_list(tmp_path / "list.txt", [(path, 0)]))
@@ -393,6 +412,18 @@ def test_view_is_the_crop_of_the_frames_read(folder):
 
 
 # ---------------------------------------------------------------------- under Accelerate
+
+
+def test_resumed_epoch_holds_under_accelerate(folder):
+    clips = clips_of(load_videos(folder), seed=5)
+    sampler = EpochSampler(clips)
+    loader = Accelerator(cpu=True).prepare(DataLoader(clips, batch_size=2, sampler=sampler, collate_fn=collate))
+    for epoch, start in ((3, 4), (4, 0)):
+        loader.set_epoch(epoch)
+        if start:
+            sampler.set_epoch(epoch, start=start)
+        indices = torch.cat([batch["index"] for batch in loader]).tolist()
+        assert indices == epoch_order(num_rows=6, seed=5, epoch=epoch).tolist()[start:]
 
 
 def test_order_and_epoch_hold_under_accelerate(folder):
