@@ -475,10 +475,14 @@ def _label_of(label: int | float | list[int], rows: Dataset) -> int | torch.Tens
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the rows of a VideoClips in its epoch, the same in every process."""
+    """The order of the rows of a VideoClips in its epoch, the same in every process.
 
-    def __init__(self, clips: VideoClips):
+    An epoch is whole steps of `total_batch` clips; what is left over, different rows in each epoch, is left out.
+    """
+
+    def __init__(self, clips: VideoClips, total_batch: int = 1):
         self.clips, self.start = clips, 0
+        self.stop = len(clips) // total_batch * total_batch
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
         """Give the order of an epoch, without the first `start` rows, which all processes together have had of it.
@@ -492,11 +496,11 @@ class EpochSampler(Sampler[int]):
         self.clips.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.clips) - self.start
+        return self.stop - self.start
 
     def __iter__(self):
         order = epoch_order(num_rows=len(self.clips), seed=self.clips.seed, epoch=self.clips.epoch)
-        yield from order[self.start :].tolist()
+        yield from order[self.start : self.stop].tolist()
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
