@@ -1,0 +1,128 @@
+"""A function called on many items in processes of its own, whatever an item does to its process.
+
+Decoders are native code: a damaged file may crash them, or keep them busy for ever. A process that is lost in this way
+costs its own item, which is named, and is replaced.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+# Seconds of silence after which a process counts as hung.
+PATIENCE = 60.0
+
+_GOING_ON = object()
+
+
+class LostProcess(Exception):
+    """The process that worked on an item crashed, or was ended because it hung; the message says which."""
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    # Not every system tells which these are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_processes(
+    function: Callable[[Any, Callable[[], None]], Any],
+    items: Sequence,
+    *,
+    workers: int | None = None,
+    patience: float = PATIENCE,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (i, function(items[i], alive)) as the results come, or (i, LostProcess) where its process was lost.
+
+    `workers` processes run at a time, by default one a core. A call that may take longer than `patience` seconds calls
+    alive() in between. An exception of the function ends all processes and is raised here.
+    """
+    todo = iter(enumerate(items))
+    idle: list[_Worker] = []
+    busy: dict[Connection, _Worker] = {}
+    try:
+        while True:
+            while len(busy) < (workers or num_cores()) and (job := next(todo, None)):
+                worker = idle.pop() if idle else _Worker(function)
+                busy[worker.connection] = worker
+                worker.give(*job)
+            if not busy:
+                return
+            wait(list(busy), timeout=1)
+            for worker in list(busy.values()):
+                result = worker.poll(patience)
+                if result is _GOING_ON:
+                    continue
+                del busy[worker.connection]
+                if isinstance(result, LostProcess):
+                    worker.end()
+                else:
+                    idle.append(worker)
+                yield worker.place, result
+    finally:
+        for worker in (*idle, *busy.values()):
+            worker.end()
+
+
+class _Worker:
+    """A process that answers one item at a time."""
+
+    def __init__(self, function: Callable):
+        self.connection, other_end = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_serve, args=(function, other_end), daemon=True)
+        self.process.start()
+        other_end.close()  # so that the end of the process is the end of the connection
+
+    def give(self, place: int, item: Any) -> None:
+        self.place, self.heard = place, time.monotonic()
+        self.connection.send(item)
+
+    def poll(self, patience: float) -> Any:
+        """Return the result if there is one, LostProcess if there will be none, otherwise _GOING_ON."""
+        try:
+            if not self.connection.poll():
+                is_hung = time.monotonic() - self.heard > patience
+                return LostProcess(f"no answer for {patience:g} s") if is_hung else _GOING_ON
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            return LostProcess(f"the process that worked on it {self._how_it_ended()}")
+        self.heard = time.monotonic()
+        if kind == "failed":
+            raise value
+        return value if kind == "done" else _GOING_ON
+
+    def _how_it_ended(self) -> str:
+        self.process.join()
+        code = self.process.exitcode
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit code {code})"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(function: Callable, connection: Connection) -> None:
+    """Answer items until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which will end it
+    said = 0.0
+
+    def alive() -> None:
+        nonlocal said
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            connection.send(("alive", None))
+
+    try:
+        while True:
+            item = connection.recv()
+            try:
+                answer = "done", function(item, alive)
+            except Exception as error:
+                answer = "failed", error
+            connection.send(answer)
+    except (EOFError, OSError):
+        return

@@ -1,0 +1,341 @@
+"""Videos made ready for training: H.264, small, a key frame every few frames, so that a random clip decodes fast."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Container, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import torch
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from .data import VIDEO_SUFFIXES, _source_of, class_names_of, load_videos
+from .parallel import LostProcess, run_in_processes
+from .video import VideoError, _check_source, frame_indices, read_clip
+
+SUFFIX = ".mp4"
+# Frames a second of a video that does not tell.
+DEFAULT_FPS = 25
+# By how much a frame is to be turned, anticlockwise in degrees, and FFmpeg's filters that do it.
+TURNS = {90: [("transpose", "cclock")], 180: [("hflip", None), ("vflip", None)], 270: [("transpose", "clock")]}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How videos are written. short_side: in pixels, never more than the source has. gop: frames from key frame to key
+    frame. crf: constant rate factor of H.264; lower is better, and larger.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    short_side: int = 256
+    gop: int = 16
+    crf: int = 20
+
+    def __post_init__(self):
+        for name, low, high in (("short_side", 16, 4096), ("gop", 1, 1000), ("crf", 0, 51)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be {low} to {high}")
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of a frame (height, width) scaled to the short side; even, as 4:2:0 chroma needs."""
+        short = min(height, width)
+        scaled = (2 * round(side * min(self.short_side, short) / short / 2) for side in (height, width))
+        return tuple(max(2, min(new, side // 2 * 2)) for new, side in zip(scaled, (height, width), strict=True))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_videos` did. made, kept: (row, target) of the videos that were written, and of those that were
+    there already; rows: the sources. bad: the videos that cannot be read. new_list: its path, None for a folder.
+    """
+
+    rows: Dataset
+    made: list[tuple[int, Path]]
+    kept: list[tuple[int, Path]]
+    bad: list[VideoError]
+    new_list: Path | None
+
+    def pairs(self, sample: int) -> list[tuple[str | bytes, Path]]:
+        """Return (source, target) of at most `sample` readable videos, evenly spread; a source is a path or bytes."""
+        done = sorted(self.made + self.kept)
+        count = min(sample, len(done))
+        chosen = [done[i * len(done) // count] for i in range(count)]
+        return [(_source_of(self.rows[row]["video"])["source"], target) for row, target in chosen]
+
+
+# ---------------------------------------------------------------------- all videos
+
+
+def prepare_videos(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    encoding: Encoding = Encoding(),
+    data_root: str | os.PathLike | None = None,
+    workers: int | None = None,
+) -> Prepared:
+    """Write the videos of a source below the folder `out`, each as an H.264 file without sound, in parallel processes.
+
+    The frames are those of the source: all of them, in order, upright, scaled, at even distances in time.
+
+    `source` is a folder of videos, with splits or without, or a list file as `everest_hf.data.load_videos` takes.
+    Folders and names stay; ".mp4" follows another suffix. For a list, a list of the same name, with the same labels
+    and with paths relative to itself, is written when all else is done.
+
+    A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
+    function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
+    missing in the list. `workers` processes run at a time, by default one a core.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
+        OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
+    """
+    source, out = Path(source), Path(out)
+    rows, targets = _plan(source, out, data_root)
+    jobs = list({target: (row, target) for row, target in enumerate(targets)}.values())
+    aside = out / f".partial-{source.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        work = run_in_processes(partial(_prepare, rows, aside, encoding), jobs, workers=workers)
+        results = dict(tqdm(work, total=len(jobs), desc=f"prepare {out}", unit="video"))
+        outcomes = [(job, _outcome(rows, job, results[i])) for i, job in enumerate(jobs)]
+        bad = {target: outcome for (_, target), outcome in outcomes if isinstance(outcome, VideoError)}
+        new_list = None if source.is_dir() else _write_list(out / source.name, aside, rows, targets, bad)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    made, kept = ([job for job, outcome in outcomes if outcome is which] for which in (True, False))
+    return Prepared(rows, made, kept, list(bad.values()), new_list)
+
+
+def _plan(source: Path, out: Path, data_root: str | os.PathLike | None) -> tuple[Dataset, list[Path]]:
+    """Return the rows of a source, and the target of each."""
+    if source.is_dir():
+        if out.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
+        videos = _videos_below(source)
+        if not videos:
+            raise ValueError(f"{source}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
+        rows, base = Dataset.from_dict({"video": [str(video) for video in videos]}), source
+    else:
+        rows = load_videos(source, data_root=data_root, labels_required=False, check_files=False)
+        videos = [Path(video) for video in rows["video"]]
+        base = _base_of(videos, Path(data_root or source.parent).absolute())
+        _refuse_overwriting({source.resolve()}, [out / source.name])
+    targets = [out / _renamed(video.relative_to(base)) for video in videos]
+    _refuse_overwriting({video.resolve() for video in videos}, targets)
+    _refuse_same_name(videos, targets)
+    return rows, targets
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    """Return the videos of a folder and its sub-folders; hidden ones are left out, as in training."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _base_of(videos: list[Path], root: Path) -> Path:
+    """Return the folder that the names of the targets start from: the root of a list where all videos are below it."""
+    root = Path(os.path.abspath(root))
+    if all(video.is_relative_to(root) for video in videos):
+        return root
+    return Path(os.path.commonpath([video.parent for video in videos]))
+
+
+def _renamed(path: Path) -> Path:
+    # With the old suffix in the name, a.avi and a.mkv stay two files, whatever lists they come in.
+    return path if path.suffix.lower() == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def _refuse_overwriting(sources: set[Path], targets: list[Path]) -> None:
+    for target in targets:
+        if target.resolve() in sources:
+            raise ValueError(f"{target}: is one of the sources, and would be overwritten; choose another folder")
+
+
+def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
+    source_of_target: dict[Path, Path] = {}
+    for video, target in zip(videos, targets, strict=True):
+        other = source_of_target.setdefault(target, video)
+        if other != video:
+            raise ValueError(f"{target}: would be made of both {other} and {video}; rename one of them")
+
+
+def _outcome(rows: Dataset, job: tuple[int, Path], result: bool | VideoError | LostProcess) -> bool | VideoError:
+    if isinstance(result, LostProcess):
+        return VideoError(_source_of(rows[job[0]]["video"])["name"], str(result))
+    return result
+
+
+def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:
+    """Write the list of the targets, with the labels of the rows, and return its path."""
+    names = class_names_of(rows)
+    labels = rows["label"] if "label" in rows.column_names else [None] * len(rows)
+    with (aside / path.name).open("w", encoding="utf-8") as file:
+        for target, label in zip(targets, labels, strict=True):
+            if target not in bad:
+                words = [target.relative_to(path.parent).as_posix()]
+                words += [] if label is None else [names[label] if names else str(label)]
+                file.write(" ".join(words) + "\n")
+    os.replace(aside / path.name, path)
+    return path
+
+
+# ---------------------------------------------------------------------- one video
+
+
+def _prepare(rows: Dataset, aside: Path, encoding: Encoding, job: tuple[int, Path], alive: Callable[[], None]):
+    """Make the target of a row: True when it was made, False when it was there, VideoError where it cannot be."""
+    row, target = job
+    cell = _source_of(rows[row]["video"])
+    source, name = cell["source"], cell.get("name") or cell["source"]
+    growing = aside / f"{row}{SUFFIX}"
+    try:
+        _check_source(source, name)
+        tag = _tag(source, name, encoding)
+        if _tag_of(target) == tag:
+            return False
+        count = _transcode(_frames(source, name), growing, tag, encoding, alive)
+        _check_written(growing, count)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(growing, target)
+        return True
+    except VideoError as error:
+        return error
+    except (OSError, av.error.FFmpegError) as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def _tag(source: str | bytes, name: str, encoding: Encoding) -> str:
+    """What a finished file says it was made from, and how."""
+    if isinstance(source, bytes):
+        identity = {"bytes": len(source), "crc32": zlib.crc32(source)}
+    else:
+        status = os.stat(source)
+        identity = {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    return json.dumps({"source": os.path.basename(name), **identity, **asdict(encoding)})
+
+
+def _tag_of(path: Path) -> str | None:
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            return container.metadata.get("comment")
+    except (OSError, av.error.FFmpegError):
+        return None
+
+
+def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a video, upright; frame i is at the time i / rate."""
+    try:
+        with av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, metadata_errors="ignore"
+        ) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # the processes are the parallelism
+            time_base = 1 / Fraction(stream.average_rate or DEFAULT_FPS).limit_denominator(1001)
+            packets, place = 0, 0
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    frame = _upright(frame)
+                    frame.pts, frame.time_base = place, time_base
+                    place += 1
+                    yield frame
+            if packets < stream.frames or not place:
+                raise ValueError(f"{packets} of the {stream.frames} frames that its header declares are there")
+    except (ValueError, IndexError, OSError, av.error.FFmpegError) as error:
+        raise VideoError(name, f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _upright(frame: av.VideoFrame) -> av.VideoFrame:
+    turn = TURNS.get(frame.rotation % 360)
+    if turn is None:
+        return frame
+    graph = av.filter.Graph()
+    first = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, name="in", time_base=frame.time_base
+    )
+    graph.link_nodes(first, *(graph.add(*step) for step in turn), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def _transcode(
+    frames: Iterator[av.VideoFrame], path: Path, tag: str, encoding: Encoding, alive: Callable[[], None]
+) -> int:
+    """Write frames as a file and return their number."""
+    count, stream = 0, None
+    with av.open(str(path), "w", format="mp4") as container:
+        container.metadata["comment"] = tag
+        for frame in frames:
+            stream = stream or _add_stream(container, frame, encoding)
+            scaled = frame.reformat(stream.width, stream.height, stream.pix_fmt, interpolation=Interpolation.BICUBIC)
+            scaled.pict_type = PictureType.NONE  # or the encoder would follow the source's
+            container.mux(stream.encode(scaled))
+            count += 1
+            alive()
+        container.mux(stream.encode())
+    return count
+
+
+def _add_stream(container: av.container.OutputContainer, frame: av.VideoFrame, encoding: Encoding):
+    # "fastdecode" leaves out what costs a decoder most; B-frames would make it read ahead.
+    options = {"preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1"}
+    options |= {"crf": str(encoding.crf), "g": str(encoding.gop)}
+    stream = container.add_stream("libx264", rate=1 / frame.time_base, options=options)
+    stream.height, stream.width = encoding.size(frame.height, frame.width)
+    stream.pix_fmt = "yuv420p"
+    for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
+        if value := getattr(frame, name):  # 0 is "unknown", or RGB
+            setattr(stream.codec_context, name, value)
+    return stream
+
+
+def _check_written(path: Path, count: int) -> None:
+    """Find out what a full disk may have cost: not every failed write is reported where it happens."""
+    with av.open(str(path)) as container:
+        if container.streams.video[0].frames != count:
+            raise OSError(errno.EIO, "it could not be written whole")
+
+
+# ---------------------------------------------------------------------- what it gains
+
+
+def measure_gain(
+    pairs: list[tuple[str | bytes, Path]], *, num_frames: int, frame_step: int, rounds: int = 3
+) -> tuple[float, float] | None:
+    """Return clips a second of one process from the sources and from the targets, read in turn at the same places.
+
+    Clips of `num_frames` frames, every `frame_step`-th one, start at random; each pair is read `rounds` times. None
+    where the training's decoder takes none of the sources.
+    """
+    sampling = {"num_frames": num_frames, "frame_step": frame_step}
+    times = []
+    for pair in pairs:
+        try:
+            # The first reading brings the files into memory.
+            times += [[_seconds(video, seed, **sampling) for video in pair] for seed in range(rounds + 1)][1:]
+        except VideoError:
+            continue  # made readable by being prepared
+    return tuple(len(times) / sum(column) for column in zip(*times, strict=True)) if times else None
+
+
+def _seconds(source: str | bytes | Path, seed: int, **sampling) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    read_clip(source, lambda count: frame_indices(num_video_frames=count, generator=generator, **sampling))
+    return time.perf_counter() - start
