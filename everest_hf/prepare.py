@@ -74,7 +74,7 @@ class Prepared:
         done = sorted(self.made + self.kept)
         count = min(sample, len(done))
         chosen = [done[i * len(done) // count] for i in range(count)]
-        return [(_source_of(self.rows[row]["video"])["source"], target) for row, target in chosen]
+        return [(_video_of(self.rows, row)[0], target) for row, target in chosen]
 
 
 # ---------------------------------------------------------------------- all videos
@@ -134,10 +134,12 @@ def _plan(source: Path, out: Path, data_root: str | os.PathLike | None) -> tuple
     else:
         rows = load_videos(source, data_root=data_root, labels_required=False, check_files=False)
         videos = [Path(video) for video in rows["video"]]
-        base = _base_of(videos, Path(data_root or source.parent).absolute())
-        _refuse_overwriting({source.resolve()}, [out / source.name])
-    targets = [out / _renamed(video.relative_to(base)) for video in videos]
-    _refuse_overwriting({video.resolve() for video in videos}, targets)
+        base = _base_of(videos, Path(data_root or source.parent))
+        if source.resolve() == (out / source.name).resolve():
+            raise ValueError(f"{out}: is the folder of {source}, which would be overwritten; choose another folder")
+    names = [video.relative_to(base) for video in videos]
+    targets = [out / _renamed(name) for name in names]
+    _refuse_overwriting(base.resolve(), names, out.resolve())
     _refuse_same_name(videos, targets)
     return rows, targets
 
@@ -161,10 +163,11 @@ def _renamed(path: Path) -> Path:
     return path if path.suffix.lower() == SUFFIX else path.with_name(path.name + SUFFIX)
 
 
-def _refuse_overwriting(sources: set[Path], targets: list[Path]) -> None:
-    for target in targets:
-        if target.resolve() in sources:
-            raise ValueError(f"{target}: is one of the sources, and would be overwritten; choose another folder")
+def _refuse_overwriting(base: Path, names: list[Path], out: Path) -> None:
+    sources = {base / name for name in names}
+    for name in names:
+        if out / _renamed(name) in sources:
+            raise ValueError(f"{out / _renamed(name)}: is a source, and would be overwritten; choose another folder")
 
 
 def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
@@ -177,7 +180,7 @@ def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
 
 def _outcome(rows: Dataset, job: tuple[int, Path], result: bool | VideoError | LostProcess) -> bool | VideoError:
     if isinstance(result, LostProcess):
-        return VideoError(_source_of(rows[job[0]]["video"])["name"], str(result))
+        return VideoError(_video_of(rows, job[0])[1], str(result))
     return result
 
 
@@ -198,11 +201,16 @@ def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad
 # ---------------------------------------------------------------------- one video
 
 
+def _video_of(rows: Dataset, row: int) -> tuple[str | bytes, str]:
+    """Return the path or the bytes of a video, and what errors call it."""
+    cell = _source_of(rows[row]["video"])
+    return cell["source"], cell.get("name") or cell["source"]
+
+
 def _prepare(rows: Dataset, aside: Path, encoding: Encoding, job: tuple[int, Path], alive: Callable[[], None]):
     """Make the target of a row: True when it was made, False when it was there, VideoError where it cannot be."""
     row, target = job
-    cell = _source_of(rows[row]["video"])
-    source, name = cell["source"], cell.get("name") or cell["source"]
+    source, name = _video_of(rows, row)
     growing = aside / f"{row}{SUFFIX}"
     try:
         _check_source(source, name)
