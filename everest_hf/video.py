@@ -8,10 +8,12 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+import av
 import torch
 
 from .video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
@@ -50,12 +52,14 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Number of frames, frames a second, height and width in pixels of a video."""
+    """Number of frames, frames a second, height and width in pixels, codec ("h264", …) and duration in seconds."""
 
     num_frames: int
     fps: float
     height: int
     width: int
+    codec: str
+    duration: float
 
 
 # ---------------------------------------------------------------------- decoders
@@ -80,23 +84,43 @@ class DecordDecoder:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        if isinstance(source, bytes):
-            # decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
-            self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115, lives as long as the decoder
-            self._file.write(source)
-            self._file.flush()
-            source = self._file.name
-        try:
-            # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a neighbour
-            # in the place of a frame that it cannot decode, and says nothing.
-            self._reader = decord.VideoReader(source, num_threads=1, fault_tol=1e-9)
-        except RuntimeError as error:
-            raise ValueError("not a video, or one that decord does not know or finds damaged") from error
+        with _as_file(source) as path:
+            try:
+                # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a
+                # neighbour in the place of a frame that it cannot decode, and says nothing.
+                self._reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
+            except RuntimeError as error:
+                raise ValueError("not a video, or one that decord does not know or finds damaged") from error
         self.num_frames = len(self._reader)
         self.fps = float(self._reader.get_avg_fps())
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
+
+
+@contextmanager
+def _as_file(source: str | bytes) -> Iterator[str]:
+    """Give the path of a file with these bytes; a path stays what it is. A decoder keeps open what it has opened.
+
+    decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
+    """
+    if isinstance(source, str):
+        yield source
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        yield file.name
+
+
+def _codec_and_duration(source: str | bytes) -> tuple[str, float | None]:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with av.open(file, metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        if stream.duration is not None:
+            return stream.codec.canonical_name, float(stream.duration * stream.time_base)
+        seconds = None if container.duration is None else container.duration / av.time_base
+        return stream.codec.canonical_name, seconds
 
 
 DECODERS: dict[str, Callable[[str | bytes], Decoder]] = {"decord": DecordDecoder}
@@ -109,7 +133,7 @@ class _Video:
     """An open video. Every failure is a VideoError that names it."""
 
     def __init__(self, source, name: str, backend: str):
-        self.name = name
+        self.name, self._source = name, source
         _check_source(source, name)
         self._decoder = self._guard(DECODERS[backend], source)
         if self.num_frames < 1:
@@ -134,6 +158,11 @@ class _Video:
         if wanted == list(indices):
             return frames
         return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
+
+    def codec_and_duration(self) -> tuple[str, float]:
+        """Return the codec's name and the duration in seconds that the file states, or that its frames give."""
+        codec, seconds = self._guard(_codec_and_duration, self._source)
+        return codec, seconds or self.num_frames / self.fps
 
     def _guard(self, function: Callable, *args):
         try:
@@ -164,7 +193,8 @@ def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
     """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
     video = open_video(source, **kwargs)
     height, width = video.read([0]).shape[1:3]
-    return VideoInfo(video.num_frames, video.fps, height, width)
+    codec, duration = video.codec_and_duration()
+    return VideoInfo(video.num_frames, video.fps, height, width, codec, duration)
 
 
 def read_frames(source: str | os.PathLike | bytes, indices: Sequence[int], **kwargs) -> torch.Tensor:

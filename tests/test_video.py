@@ -35,6 +35,7 @@ FORMATS = {
     "clip.mkv": {"codec": "libx264", "g": 7},
     "clip.webm": {"codec": "libvpx-vp9", "g": 7, "deadline": "realtime", "cpu-used": 8},
 }
+CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
 # What the decoder prints on its own about a bad file is not ours to check.
 BAD_REASONS = {
     "text": "not a video",
@@ -122,7 +123,8 @@ def test_impossible_requests_for_indices_are_named():
 @pytest.mark.parametrize("name", FORMATS)
 def test_frames_are_those_asked_for(tmp_path, name):
     path = write_video(tmp_path / name, counting_frames(40), fps=20, **FORMATS[name])
-    assert probe(path) == VideoInfo(num_frames=40, fps=20.0, height=32, width=64)
+    assert probe(path) == VideoInfo(40, fps=20.0, height=32, width=64, codec=CODECS[name], duration=2.0)
+    assert probe(path.read_bytes()) == probe(path)
     indices = [31, 5, 5, 0, 39, 13]
     frames = read_frames(path, indices)
     assert frames.dtype == torch.uint8
