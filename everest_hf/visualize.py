@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 
 matplotlib.use("Agg")  # pictures are written to files, also where there is no display
@@ -14,6 +15,12 @@ from .modeling_everest import patchify
 
 # Width of a frame in a picture, and of a whole picture, in inches.
 LARGEST_CELL, LARGEST_FIGURE = 2.2, 24.0
+# The same of a confusion picture; and the smallest letters that can be read, in points, of which an inch has 72.
+LARGEST_CONFUSION_CELL, LARGEST_CONFUSION = 0.45, 13.0
+SMALLEST_FONT, POINTS_AN_INCH = 5.0, 72
+# What is drawn of a log: losses, and the main scores of each kind of fine-tuning.
+LOSSES = ("loss", "val_loss")
+SCORES = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
 
 
 def token_mask(ids: torch.Tensor, config: EverestConfig) -> torch.Tensor:
@@ -146,28 +153,60 @@ def _show(axis, frame: torch.Tensor, faded: bool = False) -> None:
 
 
 def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
-    """Draw the training loss of each run, then validation figures; logs: the lines of log.jsonl by the run's name."""
-    panels = [(f"{name}: loss", log, ("loss", "val_loss")) for name, log in logs.items()]
+    """Draw the losses of each run, then the scores of each on held-out videos, where it has any.
+
+    logs: the lines of log.jsonl by the run's name.
+    """
+    panels = [(f"{name}: loss", "loss", log, LOSSES) for name, log in logs.items()]
     panels += [
-        (f"{name}: accuracy on held-out videos", log, ("val_top1",))
+        (f"{name}: held-out videos", "score (1: perfect)", log, SCORES)
         for name, log in logs.items()
-        if any("val_top1" in line for line in log)
+        if any(key in line for line in log for key in SCORES)
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), squeeze=False, layout="constrained")
-    for axis, (title, log, keys) in zip(axes[0], panels, strict=True):
+    for axis, (title, ylabel, log, keys) in zip(axes[0], panels, strict=True):
         for key in keys:
             points = [(line["step"], line[key]) for line in log if key in line]
             if points:
                 axis.plot(
                     *zip(*points, strict=True), label=key, marker="o" if len(points) < 20 else None, markersize=3
                 )
-        axis.set(title=title, xlabel="step")
+        axis.set(title=title, xlabel="step", ylabel=ylabel)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if keys == ("val_top1",):
-            axis.set_ylim(0, 1.02)
+        if keys == SCORES:
+            axis.set_ylim(min(0, axis.get_ylim()[0]), 1.02)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], columns: Sequence[str], path: str | Path) -> None:
+    """Draw counts of videos (classes, columns) as shares of their row: a row a class, a column a predicted class.
+
+    names, columns: those of the rows and of the columns, of which there may be more. The counts are written into the
+    cells where there is room for them, and the names are left out where there is none.
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = min(max(LARGEST_CONFUSION_CELL * len(names), 3.0), LARGEST_CONFUSION)  # inches
+    cell = side * POINTS_AN_INCH / len(columns)
+    font = min(9.0, cell / 1.2)  # a line of text is as high as 1.2
+    has_names = font >= SMALLEST_FONT
+    margin = max(map(len, columns)) * font * 0.6 / POINTS_AN_INCH if has_names else 0.0  # a letter is as wide as 0.6
+    figure, axis = plt.subplots(figsize=(side + margin + 1.5, side + margin + 0.5), layout="constrained")
+    # Few videos of many are to be seen, too.
+    image = axis.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1))
+    axis.set(xlabel="predicted", ylabel="class of the video")
+    if has_names:
+        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
+        axis.set_yticks(range(len(names)), names, fontsize=font)
+    letters = len(str(counts.max())) + 1
+    if cell >= SMALLEST_FONT * letters:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.3 else "black"
+            font = min(9.0, 1.5 * cell / letters)
+            axis.text(column, row, str(count or ""), ha="center", va="center", color=colour, fontsize=font)
+    figure.colorbar(image, label="share of the class's videos", shrink=0.6)
     _save(figure, path)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from everest_hf.modeling_everest import patchify
-from everest_hf.visualize import draw_curves, draw_kept_tokens, grey_out, token_mask, unpatchify
+from everest_hf.visualize import draw_confusion, draw_curves, draw_kept_tokens, grey_out, token_mask, unpatchify
 
 CONFIG = tiny_config()  # 4 slots of 3 frames, 3 x 5 places of 8 x 8 pixels
 FRAMES, SIZE = 12, (24, 40)
@@ -132,3 +132,43 @@ def test_a_log_without_a_line_is_drawn(tmp_path):
     """A run may end before its first line: every log_every-th step."""
     draw_curves({"pretrain": []}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_curves_of_every_kind_of_fine_tuning_are_drawn(tmp_path):
+    """A panel of scores is there for each of them, also where a correlation is negative."""
+    for key in ("val_top1", "val_map", "val_pearson"):
+        draw_curves({"run": [{"step": 1, "loss": 2.0}, {"step": 1, key: -0.5}]}, tmp_path / f"{key}.png")
+        draw_curves({"run": [{"step": 1, "loss": 2.0}]}, tmp_path / "loss.png")
+        assert pixels_of(tmp_path / f"{key}.png").shape[1] > 1.8 * pixels_of(tmp_path / "loss.png").shape[1]
+
+
+# ------------------------------------------------------------------------------------------------------- confusion
+
+
+def test_the_confusion_picture_shows_shares_of_the_rows(tmp_path):
+    """Cells of equal shares have one colour, whatever the count; a full one is the darkest, an empty one the lightest."""
+    deep, none = (8, 48, 107), (247, 251, 255)  # the ends of the map of colours
+    areas = {}
+    for name, counts in {"right": [[500, 0], [0, 1]], "wrong": [[0, 500], [1, 0]], "empty": [[0, 0], [0, 1]]}.items():
+        draw_confusion(np.array(counts), ["a", "b"], ["a", "b"], tmp_path / f"{name}.png")
+        pixels = pixels_of(tmp_path / f"{name}.png")
+        areas[name] = [(pixels == colour).all(-1).sum() for colour in (deep, none)]
+    assert areas["right"][0] == pytest.approx(areas["right"][1], rel=0.05)
+    assert areas["wrong"] == pytest.approx(areas["right"], rel=0.05)
+    assert areas["empty"][0] == pytest.approx(areas["right"][0] / 2, rel=0.05)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("num_classes", "num_named"), [(1, 1), (30, 30), (101, 101), (400, 0)])
+def test_each_class_is_named_where_there_is_room(tmp_path, num_classes, num_named):
+    names = [f"class {i:03d}" for i in range(num_classes)]
+    draw_confusion(np.eye(num_classes, num_classes + 1, dtype=int), names, [*names, "unreadable"], tmp_path / "a.png")
+    pixels = pixels_of(tmp_path / "a.png")
+    assert max(pixels.shape) < 2500
+    ink = pixels.mean(axis=-1) < 160
+    lines = np.lib.stride_tricks.sliding_window_view(ink, 100, axis=0).all(-1).any(0)
+    edge = np.flatnonzero(lines)[0]  # the line left of the first column
+    beside = ink[:, edge - 24 : edge - 9].any(axis=1)  # the last letters of the names, left of the ticks
+    # Names and, of 400 classes, the numbers of some rows.
+    blocks = np.count_nonzero(np.diff(beside.astype(int)) == 1)
+    assert blocks == num_named if num_named else blocks < 10
