@@ -1,4 +1,4 @@
-"""The command everest-hf: convert a checkpoint, classify videos, look at the tokens that a model keeps.
+"""The command everest-hf: check and prepare videos, convert a checkpoint, classify and embed videos, draw tokens.
 
 From top to bottom: the command line, the commands, what they share. Whatever is heavy is imported inside the commands,
 so that this file costs nothing where it only prints its help.
@@ -29,6 +29,8 @@ CONVERT_FIELDS = (
     "num_attention_heads",
     "decoder_num_attention_heads",
 )
+# Videos that are read before and after their preparation, to tell what it gains.
+GAIN_SAMPLE = 8
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
@@ -69,9 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="EVEREST: video models that work on the tokens that change over time."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_check_data(commands)
+    _add_prepare(commands)
     _add_convert(commands)
     _add_predict(commands)
+    _add_embed(commands)
     _add_visualize(commands)
+    _add_push(commands)
     return parser
 
 
@@ -85,6 +91,73 @@ def _add_command(commands, name: str, function, text: str, example: str) -> argp
     )
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_check_data(commands) -> None:
+    parser = _add_command(
+        commands,
+        "check-data",
+        check_data,
+        "Decode the first, middle and last frame of every video, and say what there is and what cannot be read.",
+        f"{PROGRAM} check-data data/motion/train --clip-frames 12",
+    )
+    _add_source_options(parser)
+    parser.add_argument("--split", metavar="NAME", help="split of the source, such as train")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--min-videos", type=int, default=10, metavar="K", help="list classes of fewer videos [10]")
+    parser.add_argument(
+        "--clip-frames", type=int, metavar="N", help="list videos of fewer frames [what a clip spans by default]"
+    )
+
+
+def _add_prepare(commands) -> None:
+    parser = _add_command(
+        commands,
+        "prepare",
+        prepare,
+        "Write videos anew so that random clips decode fast: H.264, small, key frames close together, no sound.",
+        f"{PROGRAM} prepare data/motion data/small --short-side 32",
+    )
+    _add_source_options(parser)
+    parser.add_argument("out", metavar="OUT", help="folder to write; run again, what is finished there stays")
+    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="of a frame, never enlarged [256]")
+    parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16]")
+    parser.add_argument("--crf", type=int, metavar="N", help="quality: lower is better and larger [20]")
+
+
+def _add_embed(commands) -> None:
+    parser = _add_command(
+        commands,
+        "embed",
+        embed,
+        "Write one feature vector for each video; run again after an interruption, it goes on.",
+        f"{PROGRAM} embed data/motion/val features.safetensors --model runs/quickstart/finetune/model",
+    )
+    _add_source_options(parser)
+    parser.add_argument("out", metavar="OUT", help="file to write: .safetensors or .parquet")
+    _add_model_options(parser, "share of the tokens to keep, instead of the model's own")
+    _add_views_option(parser)
+    parser.add_argument("--split", metavar="NAME", help="split of the source, such as val")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
+    parser.add_argument("--data-root", metavar="DIR", help="where the paths of a list start [the list's folder]")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
+
+
+def _add_views_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--views", type=_views, default=(1, 1), metavar="SxC", help="segments x crops to average over, as 5x3 [1x1]"
+    )
+
+
+def _views(text: str) -> tuple[int, int]:
+    segments, _, crops = text.partition("x")
+    if not (segments.isdecimal() and crops.isdecimal() and int(segments) and int(crops)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SEGMENTSxCROPS, such as 5x3")
+    return int(segments), int(crops)
 
 
 def _add_convert(commands) -> None:
@@ -111,11 +184,12 @@ def _add_predict(commands) -> None:
         commands,
         "predict",
         predict,
-        "Classify videos, each by its centre clip.",
+        "Classify videos, each by its centre clip or by the mean over several views.",
         f"{PROGRAM} predict clip.mp4 --model runs/quickstart/finetune/model --keep-ratio 0.4",
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or URL")
     _add_model_options(parser, "share of the tokens to keep, instead of the model's own")
+    _add_views_option(parser)
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
 
@@ -137,6 +211,21 @@ def _add_visualize(commands) -> None:
     )
 
 
+def _add_push(commands) -> None:
+    parser = _add_command(
+        commands,
+        "push",
+        push,
+        "Publish a checkpoint on the Hub: weights, configuration, code, processor, model card, and the run's records.",
+        f"{PROGRAM} push runs/quickstart/finetune your-name/your-model",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model, or of a run: its result")
+    parser.add_argument("repo", metavar="REPO", help="repository on the Hub, user/name; created where there is none")
+    parser.add_argument("--private", action="store_true", help="for no one else to see")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, created where there is none [main]")
+    parser.add_argument("--message", metavar="TEXT", help="message of the commit")
+
+
 def _add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None:
     parser.add_argument(
         "--model", metavar="PATH_OR_ID", help=f"checkpoint folder or Hub id [the newest finished run below ./{RUNS}]"
@@ -145,6 +234,92 @@ def _add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None
 
 
 # --------------------------------------------------------------------------------------------------------- commands
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """Decode frames of every video and print what there is; the exit code is 1 where a video cannot be read."""
+    from .check import as_text, check_videos, summarize
+    from .data import load_videos
+
+    _check_counts(args, "workers", "min_videos", "clip_frames")
+    rows = load_videos(
+        args.source, data_root=args.data_root, split=args.split, labels_required=False, check_files=False
+    )
+    found = check_videos(rows, workers=args.workers)
+    summary = summarize(rows, found, clip_frames=args.clip_frames or default_clip_frames(), min_videos=args.min_videos)
+    print(json.dumps(summary, ensure_ascii=False) if args.json else as_text(summary))
+    return 1 if summary["unreadable"] else 0
+
+
+def default_clip_frames() -> int:
+    """Return how many frames of a video the clips of the defaults span."""
+    from . import EverestConfig, EverestVideoProcessor
+    from .training import frames_needed
+
+    sampling = {name: getattr(EverestVideoProcessor, name) for name in ("frame_step", "frame_sampling")}
+    return frames_needed(EverestConfig(), **sampling)
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Write videos anew and print what that gains; the exit code is 1 where a video cannot be read."""
+    from .prepare import Encoding, prepare_videos
+
+    _check_counts(args, "workers")
+    chosen = {name: getattr(args, name) for name in ("short_side", "gop", "crf") if getattr(args, name) is not None}
+    done = prepare_videos(
+        args.source, args.out, encoding=Encoding(**chosen), data_root=args.data_root, workers=args.workers
+    )
+    for error in done.bad:
+        print_error(error)
+    print(f"{args.out}: {len(done.made)} videos written, {len(done.kept)} there already, {len(done.bad)} unreadable")
+    if done.new_list:
+        print(f"list: {done.new_list}")
+    _print_gain(done)
+    return 1 if done.bad else 0
+
+
+def _print_gain(done) -> None:
+    """Read clips of some videos before and after, and print how many a second that makes."""
+    from . import EverestVideoProcessor
+    from .prepare import measure_gain
+
+    frames, step = EverestVideoProcessor.num_frames, EverestVideoProcessor.frame_step
+    gain = measure_gain(done.pairs(GAIN_SAMPLE), num_frames=frames, frame_step=step)
+    if gain:
+        before, after = gain
+        print(
+            f"random clips of {frames} frames, step {step}, in one process: "
+            f"{before:.1f} a second before, {after:.1f} after ({after / before:.1f} times as many)"
+        )
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Write the features of videos; the exit code is 1 where a video cannot be read."""
+    from .data import load_videos
+    from .embed import embed_videos, writer_of
+
+    _check_counts(args, "workers", "batch_size")
+    writer_of(Path(args.out))
+    _check_arguments([], args.keep_ratio)
+    rows = load_videos(args.source, data_root=args.data_root, split=args.split, labels_required=False)
+    name = args.model or newest_run(CLASSIFICATION, PRETRAINING, FEATURES)
+    model, processor = load_encoder(name)
+    views = evaluation_views(rows, model, processor, args.views, count_unreadable=True)
+    bad = embed_videos(
+        model, views, args.out, keep_ratio=args.keep_ratio, batch_size=args.batch_size, num_workers=args.workers
+    )
+    for error in bad:
+        print_error(error)
+    print(f"{args.out}: {model.config.hidden_size} values for each of {len(rows) - len(bad)} videos")
+    return 1 if bad else 0
+
+
+def load_encoder(name: str):
+    """Return the model whose features are taken of a checkpoint, ready for inference, and the processor."""
+    architecture = architecture_of(name)
+    if architecture == PRETRAINING:
+        return load_checkpoint(name, FEATURES, use_mean_pooling=False)  # so that it has the encoder's final norm
+    return load_checkpoint(name, architecture)
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -183,8 +358,7 @@ def read_labels(path: str, source: str) -> list[str]:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the most probable labels of each video. A video that cannot be read is named, and the others go on."""
-    if args.top_k < 1:
-        raise ValueError(f"--top-k is {args.top_k}; it must be at least 1")
+    _check_counts(args, "top_k")
     _check_arguments(args.videos, args.keep_ratio)
     name = args.model or newest_run(CLASSIFICATION)
     architecture = architecture_of(name)
@@ -197,7 +371,7 @@ def predict(args: argparse.Namespace) -> int:
     failures = 0
     for video in tqdm(args.videos, desc="predict", unit="video", disable=len(args.videos) == 1):
         try:
-            logits = classify(model, processor, video, args.keep_ratio)
+            logits = classify(model, processor, video, args.keep_ratio, args.views)
         except (ValueError, OSError) as error:
             print_error(error)
             failures += 1
@@ -208,19 +382,38 @@ def predict(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def classify(model, processor, video: str, keep_ratio: float | None = None) -> torch.Tensor:
-    """Return the logits (num_labels,) float32 of the centre clip of a video file or URL."""
+def classify(
+    model, processor, video: str, keep_ratio: float | None = None, views: tuple[int, int] = (1, 1)
+) -> torch.Tensor:
+    """Return the logits (views, num_labels) float32 of a video: of its centre clip, or of `views`, segments x crops.
+
+    The video is a file; for its centre clip it may be a URL.
+    """
     import torch
 
-    pixel_values = processor(video, return_tensors="pt")["pixel_values"]  # (1, T, C, H, W)
+    if views == (1, 1):
+        pixel_values = processor(video, return_tensors="pt")["pixel_values"]  # (1, T, C, H, W)
+    else:
+        pixel_values = _read_views(model, processor, video, views)  # (V, T, C, H, W)
     with torch.inference_mode():
-        logits = model(pixel_values.to(model.device), keep_ratio=keep_ratio).logits
-    return logits[0].float().cpu()
+        return model(pixel_values.to(model.device), keep_ratio=keep_ratio).logits.float().cpu()
+
+
+def _read_views(model, processor, video: str, views: tuple[int, int]) -> torch.Tensor:
+    from datasets import Dataset
+
+    from .transforms import normalize
+
+    clips = evaluation_views(Dataset.from_dict({"video": [video]}), model, processor, views)[0]["pixel_values"]
+    return normalize(clips, model.config.image_mean, model.config.image_std)
 
 
 def top_labels(logits: torch.Tensor, config, k: int) -> list[tuple[str, float]]:
-    """Return the k labels (at most all) of largest score, with it: a probability, or for regression the value."""
-    scores = _scores(logits, config).topk(min(k, config.num_labels))
+    """Return the k labels (at most all) of largest score, with it: a probability, or for regression the value.
+
+    logits: (views, num_labels); the score is the mean over the views.
+    """
+    scores = _scores(logits, config).mean(dim=0).topk(min(k, config.num_labels))
     return [(config.id2label[i], s) for i, s in zip(scores.indices.tolist(), scores.values.tolist(), strict=True)]
 
 
@@ -314,7 +507,24 @@ def to_uint8(pixel_values: torch.Tensor, processor) -> torch.Tensor:
     return ((pixel_values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def push(args: argparse.Namespace) -> int:
+    """Publish a checkpoint and print where it is."""
+    from . import hub
+
+    print(
+        hub.push(args.checkpoint, args.repo, private=args.private, revision=args.revision, message=args.message)
+    )
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------------- what they share
+
+
+def _check_counts(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
 def _check_arguments(videos: list[str], keep_ratio: float | None) -> None:
@@ -326,6 +536,23 @@ def _check_arguments(videos: list[str], keep_ratio: float | None) -> None:
     for video in videos:
         if not video.startswith(("http://", "https://")) and not Path(video).is_file():
             raise FileNotFoundError(f"{video}: no such video file")
+
+
+def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
+    """Return the `VideoViews` of rows as the model's training evaluated them; views: segments x crops."""
+    from .data import VideoViews
+
+    return VideoViews(
+        rows,
+        model.config.frame_size,
+        num_frames=model.config.num_frames,
+        num_input_frames=model.config.num_input_frames,
+        frame_step=processor.frame_step,
+        frame_sampling=processor.frame_sampling,
+        num_segments=views[0],
+        num_crops=views[1],
+        **options,
+    )
 
 
 def newest_run(*architectures: str) -> str:

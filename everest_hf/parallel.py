@@ -9,8 +9,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from .data import _source_of
+from .video import VideoError
 
 # Seconds of silence after which a process counts as hung.
 PATIENCE = 60.0
@@ -67,6 +74,41 @@ def run_in_processes(
             worker.end()
 
 
+def map_videos(
+    function: Callable[[int, str | bytes, str, Callable[[], None]], Any],
+    rows: Dataset,
+    chosen: Sequence[int],
+    *,
+    workers: int | None = None,
+    description: str,
+) -> list[Any]:
+    """Return function(row, source, name, alive) for each chosen row, or the VideoError that it raises, in their order.
+
+    source is the path or the bytes of the row's video, name what errors call it. A lost process is a VideoError too.
+    A progress bar has the `description`. Other arguments as in `run_in_processes`.
+    """
+    results = run_in_processes(partial(_call, function, rows), chosen, workers=workers)
+    found = dict(tqdm(results, total=len(chosen), desc=description, unit="video"))
+    return [
+        VideoError(video_of(rows, row)[1], str(found[i])) if isinstance(found[i], LostProcess) else found[i]
+        for i, row in enumerate(chosen)
+    ]
+
+
+def video_of(rows: Dataset, row: int) -> tuple[str | bytes, str]:
+    """Return the path or the bytes of a row's video, and what errors call it."""
+    cell = _source_of(rows[row]["video"])
+    source = cell["source"]
+    return source, cell.get("name") or (f"video of row {row}" if isinstance(source, bytes) else source)
+
+
+def _call(function: Callable, rows: Dataset, row: int, alive: Callable[[], None]) -> Any:
+    try:
+        return function(row, *video_of(rows, row), alive)
+    except VideoError as error:
+        return error
+
+
 class _Worker:
     """A process that answers one item at a time."""
 
@@ -108,6 +150,8 @@ class _Worker:
 def _serve(function: Callable, connection: Connection) -> None:
     """Answer items until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which will end it
+    # What a decoder prints would tear the progress bar, and comes back as a reason.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     said = 0.0
 
     def alive() -> None:

@@ -20,11 +20,12 @@ from av.video.reformatter import Interpolation
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .data import VIDEO_SUFFIXES, _source_of, class_names_of, load_videos
-from .parallel import LostProcess, run_in_processes
+from .data import VIDEO_SUFFIXES, class_names_of, load_videos
+from .parallel import map_videos, video_of
 from .video import VideoError, _check_source, frame_indices, read_clip
 
 SUFFIX = ".mp4"
+MADE, KEPT = "made", "kept"
 # Frames a second of a video that does not tell.
 DEFAULT_FPS = 25
 # By how much a frame is to be turned, anticlockwise in degrees, and FFmpeg's filters that do it.
@@ -74,7 +75,7 @@ class Prepared:
         done = sorted(self.made + self.kept)
         count = min(sample, len(done))
         chosen = [done[i * len(done) // count] for i in range(count)]
-        return [(_video_of(self.rows, row)[0], target) for row, target in chosen]
+        return [(video_of(self.rows, row)[0], target) for row, target in chosen]
 
 
 # ---------------------------------------------------------------------- all videos
@@ -106,19 +107,23 @@ def prepare_videos(
     """
     source, out = Path(source), Path(out)
     rows, targets = _plan(source, out, data_root)
-    jobs = list({target: (row, target) for row, target in enumerate(targets)}.values())
+    chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     aside = out / f".partial-{source.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     aside.mkdir(parents=True)
     try:
-        work = run_in_processes(partial(_prepare, rows, aside, encoding), jobs, workers=workers)
-        results = dict(tqdm(work, total=len(jobs), desc=f"prepare {out}", unit="video"))
-        outcomes = [(job, _outcome(rows, job, results[i])) for i, job in enumerate(jobs)]
-        bad = {target: outcome for (_, target), outcome in outcomes if isinstance(outcome, VideoError)}
+        prepare = partial(_prepare, targets, aside, encoding)
+        results = map_videos(prepare, rows, chosen, workers=workers, description=f"prepare {out}")
+        bad = {
+            targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
+        }
         new_list = None if source.is_dir() else _write_list(out / source.name, aside, rows, targets, bad)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    made, kept = ([job for job, outcome in outcomes if outcome is which] for which in (True, False))
+    made, kept = (
+        [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
+        for which in (MADE, KEPT)
+    )
     return Prepared(rows, made, kept, list(bad.values()), new_list)
 
 
@@ -178,12 +183,6 @@ def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
             raise ValueError(f"{target}: would be made of both {other} and {video}; rename one of them")
 
 
-def _outcome(rows: Dataset, job: tuple[int, Path], result: bool | VideoError | LostProcess) -> bool | VideoError:
-    if isinstance(result, LostProcess):
-        return VideoError(_video_of(rows, job[0])[1], str(result))
-    return result
-
-
 def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:
     """Write the list of the targets, with the labels of the rows, and return its path."""
     names = class_names_of(rows)
@@ -201,31 +200,23 @@ def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad
 # ---------------------------------------------------------------------- one video
 
 
-def _video_of(rows: Dataset, row: int) -> tuple[str | bytes, str]:
-    """Return the path or the bytes of a video, and what errors call it."""
-    cell = _source_of(rows[row]["video"])
-    return cell["source"], cell.get("name") or cell["source"]
-
-
-def _prepare(rows: Dataset, aside: Path, encoding: Encoding, job: tuple[int, Path], alive: Callable[[], None]):
-    """Make the target of a row: True when it was made, False when it was there, VideoError where it cannot be."""
-    row, target = job
-    source, name = _video_of(rows, row)
-    growing = aside / f"{row}{SUFFIX}"
+def _prepare(
+    targets: list[Path], aside: Path, encoding: Encoding, row: int, source: str | bytes, name: str, alive: Callable
+) -> str:
+    """Make the target of a row where it is not there; return MADE or KEPT."""
+    target, growing = targets[row], aside / f"{row}{SUFFIX}"
+    _check_source(source, name)
+    tag = _tag(source, name, encoding)
+    if _tag_of(target) == tag:
+        return KEPT
     try:
-        _check_source(source, name)
-        tag = _tag(source, name, encoding)
-        if _tag_of(target) == tag:
-            return False
         count = _transcode(_frames(source, name), growing, tag, encoding, alive)
         _check_written(growing, count)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(growing, target)
-        return True
-    except VideoError as error:
-        return error
     except (OSError, av.error.FFmpegError) as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
+    return MADE
 
 
 def _tag(source: str | bytes, name: str, encoding: Encoding) -> str:
@@ -324,7 +315,7 @@ def _check_written(path: Path, count: int) -> None:
 
 
 def measure_gain(
-    pairs: list[tuple[str | bytes, Path]], *, num_frames: int, frame_step: int, rounds: int = 3
+    pairs: list[tuple[str | bytes, Path]], *, num_frames: int, frame_step: int, rounds: int = 2
 ) -> tuple[float, float] | None:
     """Return clips a second of one process from the sources and from the targets, read in turn at the same places.
 
@@ -333,7 +324,7 @@ def measure_gain(
     """
     sampling = {"num_frames": num_frames, "frame_step": frame_step}
     times = []
-    for pair in pairs:
+    for pair in tqdm(pairs, desc="measure", unit="video"):
         try:
             # The first reading brings the files into memory.
             times += [[_seconds(video, seed, **sampling) for video in pair] for seed in range(rounds + 1)][1:]
