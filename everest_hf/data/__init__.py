@@ -1,0 +1,46 @@
+"""From a source of videos to uint8 batches.
+
+`load_videos` makes a `datasets.Dataset` of rows (video, label) of whatever holds videos, and refuses what is wrong
+with them before any training (sources.py, tables.py, rows.py, checking.py). `VideoClips` (training) and `VideoViews`
+(evaluation) make tensors of the rows (clips.py), `StreamedClips` of those of a stream (streams.py); `collate` makes
+batches (batches.py).
+"""
+
+from .batches import BadVideos, collate
+from .checking import check_readable
+from .clips import (
+    MAX_REPLACEMENTS,
+    ClipReader,
+    EpochSampler,
+    VideoClips,
+    VideoViews,
+    epoch_order,
+    replacements,
+    seed_of,
+)
+from .rows import NAMED_CULPRITS, class_names_of, source_of
+from .rows import source_of as _source_of
+from .sources import VIDEO_SUFFIXES, load_videos, stream_videos
+from .streams import StreamedClips
+
+__all__ = [
+    "MAX_REPLACEMENTS",
+    "NAMED_CULPRITS",
+    "VIDEO_SUFFIXES",
+    "BadVideos",
+    "ClipReader",
+    "EpochSampler",
+    "StreamedClips",
+    "VideoClips",
+    "VideoViews",
+    "_source_of",
+    "check_readable",
+    "class_names_of",
+    "collate",
+    "epoch_order",
+    "load_videos",
+    "replacements",
+    "seed_of",
+    "source_of",
+    "stream_videos",
+]

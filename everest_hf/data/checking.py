@@ -1,0 +1,44 @@
+"""Opening videos before anything is trained."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from datasets import Dataset
+
+from ..video import VideoError, VideoInfo, probe
+from .rows import named, source_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_readable(
+    rows: Dataset, *, frames_needed: int = 1, sample: int | None = 256, num_threads: int | None = None
+) -> list[VideoError]:
+    """Open the videos of the rows, decode the first frame of each and return one VideoError for each that fails.
+
+    Videos of fewer than `frames_needed` frames are named in a warning. At most `sample` videos are opened, evenly
+    spread over the rows; None opens all.
+    """
+    count = len(rows) if sample is None else min(sample, len(rows))
+    chosen = [i * len(rows) // count for i in range(count)]
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(partial(_try_open, rows), chosen))
+    short = [f"{name} ({info.num_frames})" for name, info in found if _is_short(info, frames_needed)]
+    if short:
+        what = f"fewer frames than the {frames_needed} that a clip spans; the last one is repeated"
+        logger.warning("%s: %s", named(short), what)
+    return [info for _, info in found if isinstance(info, VideoError)]
+
+
+def _try_open(rows: Dataset, index: int) -> tuple[str, VideoInfo | VideoError]:
+    try:
+        arguments = source_of(rows[index]["video"], index)
+        return arguments["name"], probe(**arguments)
+    except VideoError as error:
+        return error.path, error
+
+
+def _is_short(info: VideoInfo | VideoError, frames_needed: int) -> bool:
+    return isinstance(info, VideoInfo) and info.num_frames < frames_needed

@@ -1,0 +1,258 @@
+"""Clips of training and views of evaluation: map-style data sets of tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features
+from torch.utils.data import Sampler
+
+from .. import transforms
+from ..video import VideoError, frame_indices, read_clip
+from .rows import source_of
+
+# A run of this many unreadable videos in the order of an epoch is no longer bad luck.
+MAX_REPLACEMENTS = 16
+
+
+def seed_of(*, seed: int, epoch: int, index: int) -> int:
+    """Return the seed of one sample: a function of (seed, epoch, index) and of nothing else."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator))
+
+
+def epoch_order(*, num_rows: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return the permutation of the rows (num_rows,) in an epoch."""
+    generator = torch.Generator().manual_seed(seed_of(seed=seed, epoch=epoch, index=num_rows))
+    return torch.randperm(num_rows, generator=generator)
+
+
+def replacements(*, index: int, order: torch.Tensor) -> list[int]:
+    """Return the indices that stand in for an unreadable video: those that follow it in the epoch's order, cyclically.
+
+    At most MAX_REPLACEMENTS, and never the index itself.
+    """
+    place = int((order == index).nonzero()[0])
+    following = torch.roll(order, -place - 1)[:-1]
+    return following[:MAX_REPLACEMENTS].tolist()
+
+
+class ClipReader:
+    """Reads clips for training: from a row to an item, {"pixel_values", "labels", "index", "seed"}.
+
+    `pixel_values` is uint8 (T, C, h, w) and `seed` an integer. With num_sample > 1, repeated augmentation: the video
+    is decoded once for that many crops, `pixel_values` is (num_sample, T, C, h, w) and `seed` a list. Frames and
+    augmentation are drawn from (seed, epoch, index) alone; `seed` is for what else is drawn for the clip on its way
+    through the model, and follows from them too. `labels` is there where the row has a label.
+
+    Args:
+        transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w).
+        num_frames, frame_step, num_input_frames, frame_sampling: see `everest_hf.video.frame_indices`.
+        seed: that of the run. num_sample: crops of a video. backend: see `everest_hf.video.open_video`.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        num_frames: int,
+        frame_step: int = 1,
+        num_input_frames: int | None = None,
+        frame_sampling: str = "stride",
+        seed: int = 0,
+        num_sample: int = 1,
+        backend: str = "decord",
+    ):
+        self.transform, self.seed, self.num_sample, self.backend = transform, seed, num_sample, backend
+        self.sampling = {
+            "frame_sampling": frame_sampling,
+            "num_frames": num_frames,
+            "frame_step": frame_step,
+            "num_input_frames": num_input_frames,
+        }
+
+    def read(
+        self, row: dict[str, Any], features: Features, *, epoch: int, index: int, place: int | None = None
+    ) -> dict[str, Any]:
+        """Return the item of a row in an epoch; `place` is the row's number where an error is to tell it.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=epoch, index=index))
+        clip = read_clip(
+            **source_of(row["video"], place),
+            indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
+            backend=self.backend,
+        )
+        crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
+        if self.num_sample == 1:
+            return {**_item(crops[0], features, row, index), "seed": seeds[0]}
+        return {**_item(torch.stack(crops), features, row, index), "seed": list(seeds)}
+
+    def _crop(self, clip: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
+        with transforms.seeded(_draw_seed(generator)):
+            crop = self.transform(clip)
+        return crop, _draw_seed(generator)
+
+
+class VideoClips(torch.utils.data.Dataset):
+    """Training clips: item i is what a ClipReader reads of row i, and "bad".
+
+    The same for any number of workers and processes. `set_epoch` reaches workers that are running already. A video
+    that cannot be read is replaced by the next one of the epoch's order (see `replacements`) and reported in "bad", a
+    list of (path, reason); `index` is that of the row that was read.
+
+    Args: rows: data set with `video` and perhaps `label`. transform and the others: as `ClipReader`.
+    """
+
+    def __init__(self, rows: Dataset, transform: Callable[[torch.Tensor], torch.Tensor], **reading):
+        self.rows, self.reader = rows, ClipReader(transform, **reading)
+        # In shared memory, so that a worker that started in an earlier epoch sees the new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that items are drawn for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the items of another epoch, also in running workers. Call it between epochs."""
+        self._epoch.fill_(epoch)
+
+    def order(self) -> torch.Tensor:
+        """Return the permutation of the rows (num_rows,) in the epoch."""
+        return epoch_order(num_rows=len(self), seed=self.reader.seed, epoch=self.epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return {**self._read(index), "bad": []}
+        except VideoError as error:
+            return self._read_replacement(index, error)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return self.reader.read(self.rows[index], self.rows.features, epoch=self.epoch, index=index, place=index)
+
+    def _read_replacement(self, index: int, error: VideoError) -> dict[str, Any]:
+        bad = [(error.path, error.reason)]
+        for candidate in replacements(index=index, order=self.order()):
+            try:
+                return {**self._read(candidate), "bad": bad}
+            except VideoError as next_error:
+                bad.append((next_error.path, next_error.reason))
+        raise VideoError(
+            error.path, f"{error.reason}; nor could any of the {len(bad) - 1} videos tried in its place be read"
+        )
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the rows of a VideoClips in its epoch, the same in every process.
+
+    An epoch is whole steps of `total_batch` clips; what is left over, different rows in each epoch, is left out.
+    """
+
+    def __init__(self, clips: VideoClips, total_batch: int = 1):
+        self.clips, self.start = clips, 0
+        self.stop = len(clips) // total_batch * total_batch
+
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Give the order of an epoch, without the first `start` rows, which all processes together have had of it.
+
+        Without `start`, an epoch that is set already keeps what it has (Accelerate's loaders set it once more
+        whenever they are iterated), and another one starts at 0.
+        """
+        if start is None:
+            start = self.start if epoch == self.clips.epoch else 0
+        self.start = start
+        self.clips.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self):
+        yield from self.clips.order()[self.start : self.stop].tolist()
+
+
+class VideoViews(torch.utils.data.Dataset):
+    """Evaluation: item i is {"pixel_values" uint8 (V, T, C, h, w), "labels", "index"}, all V views of one video.
+
+    V = num_segments * num_crops, segment-major. A video is one item, so that it is opened and decoded once and the
+    mean over its views needs no other process. A video that cannot be read raises a VideoError, or with
+    count_unreadable gives black views, with (path, reason) in "bad": it is never skipped.
+
+    Args: as in `VideoClips`; size: height and width of a view; num_segments, num_crops: views in time and in space.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        size: tuple[int, int],
+        *,
+        num_frames: int,
+        frame_step: int = 1,
+        num_input_frames: int | None = None,
+        frame_sampling: str = "stride",
+        num_segments: int = 1,
+        num_crops: int = 1,
+        backend: str = "decord",
+        count_unreadable: bool = False,
+    ):
+        self.rows, self.size, self.backend, self.count_unreadable = rows, tuple(size), backend, count_unreadable
+        self.num_segments, self.num_crops = num_segments, num_crops
+        self.sampling = {
+            "frame_sampling": frame_sampling,
+            "num_frames": num_frames,
+            "frame_step": frame_step,
+            "num_input_frames": num_input_frames,
+            "num_segments": num_segments,
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, bad = self.rows[index], []
+        try:
+            views = self._read(row, index)
+        except VideoError as error:
+            if not self.count_unreadable:
+                raise
+            views, bad = self._black(), [(error.path, error.reason)]
+        return {**_item(views, self.rows.features, row, index), "unreadable": bool(bad), "bad": bad}
+
+    def _read(self, row: dict[str, Any], index: int) -> torch.Tensor:
+        clip = read_clip(**source_of(row["video"], index), indices_of=self._indices, backend=self.backend)
+        crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
+        return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
+
+    def _black(self) -> torch.Tensor:
+        frames = self.sampling["num_input_frames"] or self.sampling["num_frames"]
+        return torch.zeros(self.num_segments * self.num_crops, frames, 3, *self.size, dtype=torch.uint8)
+
+    def _indices(self, num_video_frames: int) -> list[int]:
+        segments = range(self.num_segments)
+        return [
+            i for k in segments for i in frame_indices(num_video_frames=num_video_frames, segment=k, **self.sampling)
+        ]
+
+
+def _item(pixel_values: torch.Tensor, features: Features, row: dict[str, Any], index: int) -> dict[str, Any]:
+    item = {"pixel_values": pixel_values.contiguous(), "index": index}
+    return item if row.get("label") is None else {**item, "labels": _label_of(row["label"], features)}
+
+
+def _label_of(label: int | float | list[int], features: Features) -> int | torch.Tensor:
+    """Return a label as the model takes it: a class id, a number (), or 0 and 1 for each label (labels,)."""
+    if isinstance(label, list):
+        wanted = torch.zeros(features["label"].feature.num_classes)
+        wanted[label] = 1
+        return wanted
+    return torch.tensor(label) if isinstance(label, float) else label

@@ -1,0 +1,171 @@
+"""Rows of a data set of videos: column `video` and, where every row has one, `label`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+
+from ..video import VideoError
+
+# How many culprits an error names; the count of all comes beside them.
+NAMED_CULPRITS = 3
+
+
+class Row(NamedTuple):
+    """A video as its source has it: its path, its label or labels as text, and what an error calls it."""
+
+    path: str
+    label: str | list[str] | None
+    where: str
+
+
+def class_names_of(rows: Dataset | IterableDataset) -> list[str] | None:
+    """Return the names of the classes in the order of their integers, or None where they are not known."""
+    feature = (rows.features or {}).get("label")
+    feature = getattr(feature, "feature", feature)  # of several labels a video: what each of them is
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def as_cell(video: Any) -> dict[str, Any]:
+    """Return a cell of a column of videos, a path, bytes, or {"path", "bytes"}, as the last of these."""
+    if isinstance(video, dict):
+        return {"path": video.get("path"), "bytes": video.get("bytes")}
+    is_bytes = isinstance(video, bytes)
+    return {"path": None if is_bytes else video, "bytes": video if is_bytes else None}
+
+
+def source_of(video: Any, index: int | None = None) -> dict[str, Any]:
+    """Return the arguments of `open_video` for a cell of the column `video`.
+
+    A cell is a path, the bytes of a file, or {"path", "bytes"} as `datasets` has it. What has no file of its own is
+    called by its name and its row, `index`.
+
+    Raises:
+        VideoError: there is neither a path nor bytes, or an address such as hf://… cannot be read.
+    """
+    cell = as_cell(video)
+    path, content = cell["path"], cell["bytes"]
+    if content is None and path and "://" in path:
+        return {"source": _fetch(path), "name": path}
+    if content is None and path:
+        return {"source": path, "name": path}
+    row = "" if index is None else f"row {index}"
+    name = f"{path} ({row})" if path and row else path or row or None
+    if content is None:
+        raise VideoError(name or "a video", "neither a path nor bytes")
+    return {"source": content, "name": name}
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except Exception as error:  # whatever the file system of the address raises
+        raise VideoError(url, f"cannot be fetched: {error}") from error
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def refuse(culprits: list[str], reason: str, error: type[Exception] = ValueError) -> None:
+    """Raise an error with the reason that names the first culprits and counts all, if there is one."""
+    if culprits:
+        raise error(f"{named(culprits)}: {reason}")
+
+
+def named(culprits: list[str]) -> str:
+    """Join the first culprits, and their number where there are more."""
+    more = f", … {len(culprits)} in all" if len(culprits) > NAMED_CULPRITS else ""
+    return f"{', '.join(culprits[:NAMED_CULPRITS])}{more}"
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def as_dataset(
+    rows: list[Row],
+    videos: Dataset | None,
+    class_names: Sequence[str] | None,
+    num_labels: int | None,
+    problem_type: str,
+) -> Dataset:
+    """Return the rows as a data set; `videos` has their column `video` where that is more than their paths."""
+    if videos is None:
+        videos = Dataset.from_dict({"video": [row.path for row in rows]}, features=Features(video=Value("string")))
+    if any(row.label is None for row in rows):
+        return videos
+    labels, feature = encode_labels(rows, class_names, num_labels, problem_type)
+    return concatenate_datasets([videos, Dataset.from_dict({"label": labels}, Features(label=feature))], axis=1)
+
+
+def encode_labels(
+    rows: list[Row], class_names: Sequence[str] | None, num_labels: int | None, problem_type: str
+) -> tuple[list, Any]:
+    """Return the labels of the rows as a problem type takes them, and their feature.
+
+    Raises:
+        ValueError: a label is out of range, an unknown class, not a number, or several where one is due.
+    """
+    if problem_type == "regression":
+        return _numbers(rows), Value("float64")
+    if problem_type == "multi_label_classification":
+        labels, names = _label_lists(rows, class_names, num_labels)
+        return labels, List(ClassLabel(names=names))
+    several = [f"{row.where} ({row.label})" for row in rows if isinstance(row.label, list)]
+    refuse(several, "several labels; that is problem_type=multi_label_classification")
+    labels, names = _integer_labels(rows, class_names, num_labels)
+    return labels, ClassLabel(names=names) if names else Value("int64")
+
+
+def _integer_labels(
+    rows: list[Row], class_names: Sequence[str] | None, num_labels: int | None
+) -> tuple[list[int], list[str] | None]:
+    """Return the labels as integers, and the names of the classes where known."""
+    names = list(class_names) if class_names is not None else None
+    known = set(names or ())
+    if not all(_is_integer(row.label) for row in rows) or (names and all(row.label in known for row in rows)):
+        names = names or sorted({row.label for row in rows})
+        place = {name: i for i, name in enumerate(names)}
+        refuse(
+            [f"{r.where} ({r.label!r})" for r in rows if r.label not in place],
+            f"class not among the {len(place)} known",
+        )
+        labels = [place[row.label] for row in rows]
+    else:
+        labels = [int(row.label) for row in rows]
+    bounds = [count for count in (num_labels, len(names) if names else None) if count is not None]
+    highest = min(bounds, default=max(labels, default=0) + 1)
+    wrong = [f"{r.where} ({r.label})" for r, label in zip(rows, labels, strict=True) if not 0 <= label < highest]
+    refuse(wrong, f"label out of range; {highest} classes are labelled 0 to {highest - 1}")
+    return labels, names
+
+
+def _label_lists(
+    rows: list[Row], class_names: Sequence[str] | None, num_labels: int | None
+) -> tuple[list[list[int]], list[str]]:
+    """Return the labels of each row, a list or joined by commas, as integers, and the names of all labels."""
+    of_rows = [row.label if isinstance(row.label, list) else row.label.split(",") for row in rows]
+    parts = [row._replace(label=part) for row, of_row in zip(rows, of_rows, strict=True) for part in of_row]
+    flat, names = _integer_labels(parts, class_names, num_labels)
+    labels = iter(flat)
+    lists = [sorted({next(labels) for _ in of_row}) for of_row in of_rows]
+    return lists, names or [str(i) for i in range(num_labels or max(flat, default=0) + 1)]
+
+
+def _numbers(rows: list[Row]) -> list[float]:
+    wrong = [f"{row.where} ({row.label!r})" for row in rows if not _is_number(row.label)]
+    refuse(wrong, "label is not a finite number; problem_type=regression takes 'path number'")
+    return [float(row.label) for row in rows]
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_integer(text: str) -> bool:
+    return text.lstrip("-").isdecimal()
