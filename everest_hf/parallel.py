@@ -148,7 +148,7 @@ class _Worker:
 
 
 def _serve(function: Callable, connection: Connection) -> None:
-    """Answer items until the other side is gone."""
+    """Answer items until the process that gives them is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which will end it
     # What a decoder prints would tear the progress bar, and comes back as a reason.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -161,7 +161,7 @@ def _serve(function: Callable, connection: Connection) -> None:
             connection.send(("alive", None))
 
     try:
-        while True:
+        while connection in wait([connection, multiprocessing.parent_process().sentinel]):
             item = connection.recv()
             try:
                 answer = "done", function(item, alive)
