@@ -78,6 +78,7 @@ class Recipe:
     log_every: int = _option(10, "Run", "steps between lines of the log")
     save_every: int = _option(10, "Run", "epochs between checkpoints")
     keep_checkpoints: int = _option(2, "Run", "checkpoints to keep")
+    push_to_hub: str | None = _option(None, "Run", "repository on the Hub for checkpoints, as they come, and result")
 
     def __post_init__(self):
         for option in fields(self):
@@ -117,7 +118,7 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> list[str]:
         """Name the fields whose values differ from another recipe's, those that only steer the run left out."""
-        steering = {"overwrite", "num_workers"}
+        steering = {"overwrite", "num_workers", "push_to_hub"}
         names = (option.name for option in fields(self) if option.name not in steering)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
