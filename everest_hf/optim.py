@@ -2,8 +2,13 @@
 
 import math
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 _ENCODER_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 
@@ -51,3 +56,52 @@ def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, final_fac
         return step / warmup_steps
     progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class MovingAverage:
+    """The exponential moving average of weights: average = decay * average + (1 - decay) * weight, each step.
+
+    It starts at the weights as they are and leaves frozen ones out. Of a sharded model each process averages its own
+    share; the state is whole.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.values = [parameter.detach().clone() for parameter in self.parameters]
+        self._average = get_ema_multi_avg_fn(decay)
+
+    def update(self) -> None:
+        """Take a step of the optimizer into the average."""
+        self._average(self.values, self.parameters, None)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Put the average into the parameters' place for a while."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self._copy(self.values)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    @torch.no_grad()
+    def _copy(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, list[torch.Tensor]]:
+        """Return the whole average, on the CPU. Every process of a sharded run calls it."""
+        return {"values": [(v.full_tensor() if isinstance(v, DTensor) else v).cpu() for v in self.values]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
+        for value, saved in zip(self.values, state["values"], strict=True):
+            if isinstance(value, DTensor):
+                saved = distribute_tensor(saved.to(value.device), value.device_mesh, value.placements)
+            value.copy_(saved)
+
+
+def averaged(average: MovingAverage | None) -> AbstractContextManager:
+    """Put a moving average into its model for a while, where there is one."""
+    return average.applied() if average else nullcontext()

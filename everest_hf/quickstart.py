@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from .progress import LOG, read_log
 from .recipe import Recipe, load_recipe
 from .synthetic import MotionVideos, write_motion_videos
-from .training import LOG, read_log
 from .visualize import draw_curves
 
 
@@ -18,11 +18,12 @@ def load_stages(recipes: Path, videos: Path, options: dict) -> dict[str, Recipe]
     """Return the recipes of both stages, chained: fine-tuning starts from the model that pre-training saves.
 
     recipes: folder of pretrain.yaml and finetune.yaml. options: values for both, over the files'; output_dir is the
-    folder that holds a run for each stage.
+    folder that holds a run for each stage, and only the classifier goes to push_to_hub.
     """
     root = Path(options.get("output_dir", "runs/quickstart"))
     shared = {"train": str(videos / "train"), "val": str(videos / "val"), **options}
-    pretrain = load_recipe(recipes / "pretrain.yaml", {**shared, "output_dir": str(root / "pretrain")})
+    first = {"output_dir": str(root / "pretrain"), "push_to_hub": None}
+    pretrain = load_recipe(recipes / "pretrain.yaml", {**shared, **first})
     own = {"output_dir": str(root / "finetune"), "model": str(root / "pretrain" / "model")}
     return {"pretrain": pretrain, "finetune": load_recipe(recipes / "finetune.yaml", {**shared, **own})}
 

@@ -54,6 +54,9 @@ FINETUNE = {
 }
 
 
+TIMES = {"seconds", "clips_per_second", "data_wait", "eta_seconds"}
+
+
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -84,9 +87,9 @@ def finetuned(place, pretrained) -> Path:
 
 
 def log_of(folder) -> list[dict]:
-    """The lines of a log without the one figure that no run repeats."""
+    """The lines of a log without the figures that no run repeats."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "clips_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
@@ -124,20 +127,20 @@ def evaluate_by_hand(model_folder, rows) -> dict[str, float]:
 def test_pretraining_leaves_what_it_should(pretrained):
     names = {path.name for path in pretrained.iterdir()}
     assert {"model", "checkpoints", "log.jsonl", "recipe.yaml", "curves.png", "tokens.png"} <= names
-    assert checkpoints_of(pretrained) == ["epoch-00002", "epoch-00003"]
+    assert checkpoints_of(pretrained) == ["step-00000004", "step-00000006"]
     assert not list(pretrained.rglob(".partial*"))
 
 
 def test_the_pretrained_model_and_its_checkpoints_load(pretrained):
-    for folder in (pretrained / "model", pretrained / "checkpoints" / "epoch-00002"):
+    for folder in (pretrained / "model", pretrained / "checkpoints" / "step-00000004"):
         model, info = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
         assert isinstance(model, EverestForPreTraining)
         assert not any(info.values())
         assert model.config.frame_size == tuple(TINY["image_size"])
         processor = AutoVideoProcessor.from_pretrained(folder)
         assert list(processor.image_mean) == list(TINY["image_mean"])
-    assert same_weights(pretrained / "model", pretrained / "checkpoints" / "epoch-00003")
-    assert not same_weights(pretrained / "model", pretrained / "checkpoints" / "epoch-00002")
+    assert same_weights(pretrained / "model", pretrained / "checkpoints" / "step-00000006")
+    assert not same_weights(pretrained / "model", pretrained / "checkpoints" / "step-00000004")
 
 
 def assert_same_log(left, right):
@@ -210,32 +213,32 @@ def test_another_seed_is_another_run(place, pretrained):
 
 def test_a_killed_pretraining_goes_on_to_the_same_end(place, repeated):
     folder = place / "killed"
-    Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "epoch-00001")
+    Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000002")
     assert not (folder / "model").exists()
-    stale = folder / "checkpoints" / ".partial-00009"
-    shutil.copytree(folder / "checkpoints" / "epoch-00001", stale)
-    (stale / "progress.json").write_text('{"epoch": 9, "step": 99}')
+    stale = folder / "checkpoints" / ".partial-00000099"
+    shutil.copytree(folder / "checkpoints" / "step-00000002", stale)
+    (stale / "progress.json").write_text('{"step": 99}')
     with (folder / "log.jsonl").open("a") as log:  # of steps after the checkpoint that the run goes on from
         log.write('{"step": 99, "epoch": 9, "loss": 7.0}\n')
 
     train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
     assert_same_log(log_of(folder), log_of(repeated))
     assert same_weights(folder / "model", repeated / "model")
-    assert [name for name in checkpoints_of(folder) if name.startswith("epoch")] == checkpoints_of(repeated)
+    assert [name for name in checkpoints_of(folder) if name.startswith("step")] == checkpoints_of(repeated)
 
 
 def test_a_killed_fine_tuning_goes_on_to_the_same_end(place, pretrained):
     steady = place / "steady"
     train("finetune.yaml", "--output_dir", steady, cwd=place).check()
     folder = place / "killed_finetune"
-    Run("finetune.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "epoch-00001")
+    Run("finetune.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000002")
     train("finetune.yaml", "--output_dir", folder, cwd=place).check()
     assert_same_log(log_of(folder), log_of(steady))
     assert same_weights(folder / "model", steady / "model")
 
 
 def test_a_finished_run_is_not_trained_again(place, pretrained):
-    before, checkpoint = log_of(pretrained), pretrained / "checkpoints" / "epoch-00003" / "model.safetensors"
+    before, checkpoint = log_of(pretrained), pretrained / "checkpoints" / "step-00000006" / "model.safetensors"
     written = checkpoint.stat().st_mtime_ns
     weights = weights_of(pretrained / "model")
     result = train("pretrain.yaml", cwd=place).check()
@@ -256,7 +259,7 @@ def test_overwrite_starts_again(place, pretrained):
     folder = place / "overwritten"
     shutil.copytree(pretrained, folder)
     train("pretrain.yaml", "--output_dir", folder, "--overwrite", "--epochs", 1, "--seed", 3, cwd=place).check()
-    assert checkpoints_of(folder) == ["epoch-00001"]
+    assert checkpoints_of(folder) == ["step-00000002"]
     assert [line["step"] for line in log_of(folder)] == [1, 2, 2]
     assert not same_weights(folder / "model", pretrained / "model")
     assert load_recipe(folder / "recipe.yaml").overwrite is False
@@ -310,7 +313,7 @@ def test_several_views_by_hand(place, finetuned):
     train_rows, val_rows = training.load_rows(recipe)
     model = AutoModelForVideoClassification.from_pretrained(finetuned / "model").eval()
     config = model.config
-    _, val_loader = training.build_loaders(recipe, config, train_rows, val_rows)
+    *_, val_loader = training.build_loaders(recipe, config, train_rows, val_rows, total_batch=4)
     figures = evaluate_model(Accelerator(cpu=True), model, val_loader(2, 3), recipe)
 
     sampling = {"num_frames": 12, "frame_step": 1}
@@ -323,7 +326,7 @@ def test_several_views_by_hand(place, finetuned):
         with torch.no_grad():
             of_views = [model(((clip / 255 - mean) / std)[None]).logits[0].softmax(-1) for clip in clips]
         likelihoods.append(torch.stack(of_views).mean(0)[item["labels"]])
-    assert figures["val_loss"] == pytest.approx(-torch.stack(likelihoods).log().mean().item(), abs=1e-5)
+    assert figures["val_loss"] == pytest.approx(-torch.stack(likelihoods).log().mean().item(), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- several processes
@@ -354,7 +357,7 @@ def test_two_processes_fine_tune_and_evaluate_an_odd_number_of_videos(place, pre
 def test_two_processes_say_what_is_wrong_once(place):
     result = launch("pretrain.yaml", "--train", "nowhere", "--output_dir", "none", cwd=place, processes=2)
     assert result.returncode != 0
-    assert result.stderr.count("error: nowhere: no such list file or folder of videos") == 1
+    assert result.stderr.count("error: nowhere: no such list file, folder of videos or data set") == 1
     assert 'train_accelerate.py", line' not in result.stderr
 
 
@@ -386,8 +389,8 @@ def test_a_list_with_relative_paths_and_every_other_option(place, pretrained):
     options = ["--config", "frame_oversampling=1.5", "keep_ratio=3e-1"]
     train("finetune.yaml", *arguments, *options, cwd=place).check()
     lines = log_of(place / "list")
-    # Ten clips in batches of two, two batches a step; the fifth batch makes a step of its own.
-    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    # Ten clips in batches of two, two batches a step; the fifth batch fills no step and is left out.
+    assert [line["step"] for line in lines] == [1, 2, 2]
     config = AutoConfig.from_pretrained(place / "list" / "model")
     assert (config.frame_oversampling, config.keep_ratio) == (1.5, 0.3)
     assert config.num_input_frames == 18
@@ -409,6 +412,7 @@ def test_a_video_of_three_frames_is_used_and_named(place, pretrained):
     short = write_clip(place / "short" / "three.mp4", num_frames=3)
     write_list(place / "short.txt", [(short, 0), ("videos/train/right/right_0.mp4", 1)])
     arguments = ["--train", "short.txt", "--val", "short.txt", "--epochs", 1, "--output_dir", "short_run"]
+    arguments += ["--batch_size", 2]
     result = train("finetune.yaml", *arguments, cwd=place).check()
     (warning,) = {line for line in result.stderr.splitlines() if "fewer frames" in line}
     assert f"{short} (3)" in warning
@@ -486,8 +490,8 @@ LEFT = "videos/train/left/left_0.mp4"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--train", "nowhere"], ["nowhere", "no such list file or folder"]),
-        (["--val", "nowhere.txt"], ["nowhere.txt", "no such list file or folder"]),
+        (["--train", "nowhere"], ["nowhere", "no such list file, folder of videos or data set"]),
+        (["--val", "nowhere.txt"], ["nowhere.txt", "no such list file, folder of videos or data set"]),
         (["--val", "high.txt"], ["high.txt:2", "(3)", "3 classes"]),
         (["--val", "unknown.txt"], ["unknown.txt:1", "'down'"]),
         (["--train", "unlabelled.txt"], ["unlabelled.txt:2", "line without label"]),

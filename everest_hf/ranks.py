@@ -1,0 +1,57 @@
+"""What the processes of a run do together: one of them first, all or none, and how they end."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+
+logger = logging.getLogger(__name__)
+
+# How writing fails: the system's errors as Python, as torch.save, as safetensors and as sharded checkpoints put them.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
+
+
+def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
+    """Call a function on the main process, then on the others, and return what it returns.
+
+    What the main process finds wrong (ValueError, OSError) is said by it alone, and all processes end; also where it
+    exits, as after --help.
+    """
+    failure = result = None
+    if state.is_main_process:
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError, SystemExit) as error:
+            failure = error
+    (code,) = broadcast_object_list([None if failure is None else getattr(failure, "code", 1)])
+    if code is not None:
+        end_together(failure, code)
+    return result if state.is_main_process else function(*arguments)
+
+
+def all_write(what: str, function: Callable, *arguments) -> None:
+    """Call a function that writes on all processes; where it fails on one of them, all end.
+
+    Raises:
+        OSError: on the main process: `what` could not be written, and why.
+    """
+    failure = None
+    try:
+        function(*arguments)
+    except WRITE_ERRORS as error:
+        logger.debug("%s", what, exc_info=True)
+        failure = str(error).splitlines()[0]
+    failures = [text for text in gather_object([failure]) if text is not None]
+    if failures:
+        end_together(OSError(f"cannot write {what}: {failures[0]}"))
+
+
+def end_together(error: BaseException | None, code: int = 1) -> None:
+    """Raise the error on the main process and end the others without a word. Every process calls it."""
+    if PartialState().is_main_process:
+        raise error
+    sys.exit(code)
