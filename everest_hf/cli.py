@@ -102,7 +102,6 @@ def _add_check_data(commands) -> None:
         f"{PROGRAM} check-data data/motion/train --clip-frames 12",
     )
     _add_source_options(parser)
-    parser.add_argument("--split", metavar="NAME", help="split of the source, such as train")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--min-videos", type=int, default=10, metavar="K", help="list classes of fewer videos [10]")
     parser.add_argument(
@@ -137,13 +136,15 @@ def _add_embed(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write: .safetensors or .parquet")
     _add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     _add_views_option(parser)
-    parser.add_argument("--split", metavar="NAME", help="split of the source, such as val")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
     parser.add_argument("--data-root", metavar="DIR", help="where the paths of a list start [the list's folder]")
+    parser.add_argument("--split", metavar="NAME", help="split of the source, such as train")
+    parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
+    parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
 
 
@@ -242,9 +243,7 @@ def check_data(args: argparse.Namespace) -> int:
     from .data import load_videos
 
     _check_counts(args, "workers", "min_videos", "clip_frames")
-    rows = load_videos(
-        args.source, data_root=args.data_root, split=args.split, labels_required=False, check_files=False
-    )
+    rows = load_videos(args.source, labels_required=False, check_files=False, **_source_options(args))
     found = check_videos(rows, workers=args.workers)
     summary = summarize(rows, found, clip_frames=args.clip_frames or default_clip_frames(), min_videos=args.min_videos)
     print(json.dumps(summary, ensure_ascii=False) if args.json else as_text(summary))
@@ -267,7 +266,7 @@ def prepare(args: argparse.Namespace) -> int:
     _check_counts(args, "workers")
     chosen = {name: getattr(args, name) for name in ("short_side", "gop", "crf") if getattr(args, name) is not None}
     done = prepare_videos(
-        args.source, args.out, encoding=Encoding(**chosen), data_root=args.data_root, workers=args.workers
+        args.source, args.out, encoding=Encoding(**chosen), workers=args.workers, **_source_options(args)
     )
     for error in done.bad:
         print_error(error)
@@ -301,7 +300,7 @@ def embed(args: argparse.Namespace) -> int:
     _check_counts(args, "workers", "batch_size")
     writer_of(Path(args.out))
     _check_arguments([], args.keep_ratio)
-    rows = load_videos(args.source, data_root=args.data_root, split=args.split, labels_required=False)
+    rows = load_videos(args.source, labels_required=False, **_source_options(args))
     name = args.model or newest_run(CLASSIFICATION, PRETRAINING, FEATURES)
     model, processor = load_encoder(name)
     views = evaluation_views(rows, model, processor, args.views, count_unreadable=True)
@@ -511,13 +510,16 @@ def push(args: argparse.Namespace) -> int:
     """Publish a checkpoint and print where it is."""
     from . import hub
 
-    print(
-        hub.push(args.checkpoint, args.repo, private=args.private, revision=args.revision, message=args.message)
-    )
+    print(hub.push(args.checkpoint, args.repo, private=args.private, revision=args.revision, message=args.message))
     return 0
 
 
 # ---------------------------------------------------------------------------------------------------- what they share
+
+
+def _source_options(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return what `load_videos` takes beside the source."""
+    return {name: getattr(args, name) for name in ("data_root", "split", "video_column", "label_column")}
 
 
 def _check_counts(args: argparse.Namespace, *names: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -205,7 +206,17 @@ def _digest_of_model(model: nn.Module) -> str:
 
 
 def _digest_of_rows(rows: Dataset) -> str:
-    return hashlib.blake2b(json.dumps([list(rows[column]) for column in rows.column_names]).encode()).hexdigest()
+    labels = list(rows["label"]) if "label" in rows.column_names else None
+    return hashlib.blake2b(json.dumps([_names_of(rows), labels]).encode(), digest_size=16).hexdigest()
+
+
+def _names_of(rows: Dataset) -> list[str]:
+    """Return the path of each video, or where it has none the number of its row; no bytes are read."""
+    column = rows.data["video"]
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "path")
+    names = column.to_pylist() if pa.types.is_string(column.type) else [None] * len(rows)
+    return [name or f"row {row}" for row, name in enumerate(names)]
 
 
 # ---------------------------------------------------------------------- formats
@@ -227,23 +238,25 @@ def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict
 
     The metadata hold, as JSON, the paths of the n videos, the names of the classes, and `about`.
     """
-    chosen = rows.select(features.index.tolist())
+    names = _names_of(rows)
+    videos = [names[row] for row in features.index.tolist()]
     tensors = {"embeddings": features.embeddings, "index": features.index}
     if "label" in rows.column_names:
-        tensors["labels"] = torch.tensor(list(chosen["label"]))
+        tensors["labels"] = torch.tensor(list(rows["label"]))[features.index]
     save_file(
         tensors,
         path,
-        {**about, "videos": json.dumps(list(chosen["video"])), "class_names": json.dumps(class_names_of(rows))},
+        {**about, "videos": json.dumps(videos), "class_names": json.dumps(class_names_of(rows))},
     )
 
 
 def write_parquet(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
     """Write a table with a row a video: video (path), label (name of the class where known), embedding (D floats)."""
-    chosen, names = rows.select(features.index.tolist()), class_names_of(rows)
-    columns = {"video": list(chosen["video"])}
+    names, classes = _names_of(rows), class_names_of(rows)
+    columns = {"video": [names[row] for row in features.index.tolist()]}
     if "label" in rows.column_names:
-        columns["label"] = [names[label] if names else label for label in chosen["label"]]
+        labels = [classes[label] if classes else label for label in rows["label"]]
+        columns["label"] = [labels[row] for row in features.index.tolist()]
     flat = pa.array(features.embeddings.flatten().numpy())
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, features.embeddings.shape[1])
     pq.write_table(pa.table(columns).replace_schema_metadata(about), path)

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .data import _source_of
+from .data import source_of
 from .video import VideoError
 
 # Seconds of silence after which a process counts as hung.
@@ -96,10 +96,9 @@ def map_videos(
 
 
 def video_of(rows: Dataset, row: int) -> tuple[str | bytes, str]:
-    """Return the path or the bytes of a row's video, and what errors call it."""
-    cell = _source_of(rows[row]["video"])
-    source = cell["source"]
-    return source, cell.get("name") or (f"video of row {row}" if isinstance(source, bytes) else source)
+    """Return the path or the bytes of a row's video, and what errors call it; a VideoError where it has neither."""
+    arguments = source_of(rows[row]["video"], row)
+    return arguments["source"], arguments["name"]
 
 
 def _call(function: Callable, rows: Dataset, row: int, alive: Callable[[], None]) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
@@ -21,6 +22,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from .data import VIDEO_SUFFIXES, class_names_of, load_videos
+from .data.tables import arguments_of
 from .parallel import map_videos, video_of
 from .video import VideoError, _check_source, frame_indices, read_clip
 
@@ -86,16 +88,18 @@ def prepare_videos(
     out: str | os.PathLike,
     *,
     encoding: Encoding = Encoding(),
-    data_root: str | os.PathLike | None = None,
     workers: int | None = None,
+    split: str | None = None,
+    **options,
 ) -> Prepared:
     """Write the videos of a source below the folder `out`, each as an H.264 file without sound, in parallel processes.
 
     The frames are those of the source: all of them, in order, upright, scaled, at even distances in time.
 
-    `source` is a folder of videos, with splits or without, or a list file as `everest_hf.data.load_videos` takes.
-    Folders and names stay; ".mp4" follows another suffix. For a list, a list of the same name, with the same labels
-    and with paths relative to itself, is written when all else is done.
+    `source`, `split` and `options` are those of `everest_hf.data.load_videos`; without a split, a folder is taken with
+    all its splits. Folders and names stay, and ".mp4" follows another suffix. For a list, a list of the same name,
+    with the same labels and with paths relative to itself, is written when all else is done. The videos of a data set
+    become files with the numbers of their rows, in a folder for each class.
 
     A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
     function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
@@ -106,7 +110,7 @@ def prepare_videos(
         OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
     """
     source, out = Path(source), Path(out)
-    rows, targets = _plan(source, out, data_root)
+    rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     aside = out / f".partial-{source.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
@@ -117,7 +121,7 @@ def prepare_videos(
         bad = {
             targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
         }
-        new_list = None if source.is_dir() else _write_list(out / source.name, aside, rows, targets, bad)
+        new_list = _write_list(out / source.name, aside, rows, targets, bad) if _is_list(source) else None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     made, kept = (
@@ -127,19 +131,28 @@ def prepare_videos(
     return Prepared(rows, made, kept, list(bad.values()), new_list)
 
 
-def _plan(source: Path, out: Path, data_root: str | os.PathLike | None) -> tuple[Dataset, list[Path]]:
+def _is_list(source: Path) -> bool:
+    return source.is_file() and arguments_of(str(source)) is None
+
+
+def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -> tuple[Dataset, list[Path]]:
     """Return the rows of a source, and the target of each."""
+    if arguments_of(str(source)):
+        rows = load_videos(source, split=split, labels_required=False, **options)
+        return rows, [out / name for name in _numbered(rows)]
     if source.is_dir():
         if out.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
-        videos = _videos_below(source)
+        videos = _videos_below(source / (split or ""))
         if not videos:
-            raise ValueError(f"{source}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
+            raise ValueError(
+                f"{source / (split or '')}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}"
+            )
         rows, base = Dataset.from_dict({"video": [str(video) for video in videos]}), source
     else:
-        rows = load_videos(source, data_root=data_root, labels_required=False, check_files=False)
+        rows = load_videos(source, split=split, labels_required=False, check_files=False, **options)
         videos = [Path(video) for video in rows["video"]]
-        base = _base_of(videos, Path(data_root or source.parent))
+        base = _base_of(videos, Path(options.get("data_root") or source.parent))
         if source.resolve() == (out / source.name).resolve():
             raise ValueError(f"{out}: is the folder of {source}, which would be overwritten; choose another folder")
     names = [video.relative_to(base) for video in videos]
@@ -147,6 +160,21 @@ def _plan(source: Path, out: Path, data_root: str | os.PathLike | None) -> tuple
     _refuse_overwriting(base.resolve(), names, out.resolve())
     _refuse_same_name(videos, targets)
     return rows, targets
+
+
+def _numbered(rows: Dataset) -> list[str]:
+    """Return a name for each row of a data set: its number, below the name of its class."""
+    labels = _label_texts(rows)
+    folders = ["" if label is None else f"{label.replace('/', '_')}/" for label in labels]
+    return [f"{folder}{row:08d}{SUFFIX}" for row, folder in enumerate(folders)]
+
+
+def _label_texts(rows: Dataset) -> list[str | None]:
+    """Return the label of each row as a list file has it."""
+    if "label" not in rows.column_names:
+        return [None] * len(rows)
+    names = class_names_of(rows)
+    return [names[label] if names else str(label) for label in rows["label"]]
 
 
 def _videos_below(folder: Path) -> list[Path]:
@@ -185,14 +213,11 @@ def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
 
 def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:
     """Write the list of the targets, with the labels of the rows, and return its path."""
-    names = class_names_of(rows)
-    labels = rows["label"] if "label" in rows.column_names else [None] * len(rows)
     with (aside / path.name).open("w", encoding="utf-8") as file:
-        for target, label in zip(targets, labels, strict=True):
+        for target, label in zip(targets, _label_texts(rows), strict=True):
             if target not in bad:
-                words = [target.relative_to(path.parent).as_posix()]
-                words += [] if label is None else [names[label] if names else str(label)]
-                file.write(" ".join(words) + "\n")
+                name = target.relative_to(path.parent).as_posix()
+                file.write(name + ("" if label is None else f" {label}") + "\n")
     os.replace(aside / path.name, path)
     return path
 

@@ -83,7 +83,7 @@ def test_videos_are_answered_in_their_order_and_errors_name_them():
     found = map_videos(read_name, rows, [3, 2, 1, 0], workers=2, description="test")
     assert found[0] == (3, "d.mp4", "d.mp4")
     assert [str(error) for error in found[1:3]] == [
-        "c.mp4: the process that worked on it crashed (SIGKILL)",
+        "c.mp4 (row 2): the process that worked on it crashed (SIGKILL)",
         "b.mp4: it is bad",
     ]
     assert found[3] == (0, "a.mp4", "a.mp4")
