@@ -4,15 +4,20 @@ Randomness comes from torch's default generator, as in torchvision; `seeded` mak
 """
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .configuration_everest import IMAGENET_MEAN
+from .rand_augment import RandAugment
 from .video_processing_everest import cover_size, crop_at, view_position
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
+AUGMENTATIONS = ("fast", "release")
 
 
 @contextmanager
@@ -34,11 +39,15 @@ class MultiScaleCrop(v2.Transform):
     The largest crop of the aspect ratio of `size` is shrunk by one of `scales` in height and in width, where the two
     choices are neighbours in `scales` at most; it lies at one of 13 fixed places: corners, centre, middles of the
     edges, and the points half-way from the centre to the corners.
+
+    `short_side` is the short side of the frames from which on the smallest crop has the pixels of `size`: what a
+    larger frame has more is averaged away.
     """
 
     def __init__(self, size: tuple[int, int], scales: tuple[float, ...] = MULTI_SCALES):
         super().__init__()
         self.size, self.scales = tuple(size), tuple(scales)
+        self.short_side = math.ceil(max(size) / min(scales))
         count = range(len(scales))
         self.scale_pairs = [(scales[i], scales[j]) for i in count for j in count if abs(i - j) <= 1]
         # Places on a 5 x 5 grid over the free room, every other one as on a chess board.
@@ -63,28 +72,43 @@ def pretraining_transform(size: tuple[int, int], scales: tuple[float, ...] = MUL
     return MultiScaleCrop(size, scales)
 
 
+class FineTuningTransform(v2.Compose):
+    """Steps one after the other. A random resized crop may be of a small part, and makes use of all pixels there are."""
+
+    short_side = None
+
+
 def finetuning_transform(
     size: tuple[int, int],
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
-    rand_augment: tuple[int, int] | None = None,
+    rand_augment: float = 0,
+    fill: tuple[float, float, float] = IMAGENET_MEAN,
+    augmentation: str = "fast",
 ) -> v2.Transform:
-    """Random resized crop to `size`, flip, RandAugment of a clip uint8 (T, C, H, W); in this order, so that colour
-    work is done on the small frame.
+    """Random resized crop to `size`, flip, RandAugment of a clip uint8 (T, C, H, W).
 
     `scale` and `ratio` (width / height) bound the crop's share of the frame and its shape. `flip` is a probability.
-    `rand_augment` is (number of operations, magnitude of 0 to 10), or None for none.
+    `rand_augment` is the mean magnitude, 0 to 10, of RandAugment's operations, 0 for none (see `RandAugment`); `fill`
+    is the colour, in [0, 1], of what comes into the frame from outside.
+
+    `augmentation` is "fast" or "release". Fast: crop, flip, RandAugment, so that operations are done on the small
+    frame, geometric ones by the nearest pixel, and a crop that shrinks is antialiased. The release's: RandAugment of
+    the whole frame, bicubic, all of it by Pillow; then the crop, bilinear without antialiasing; then the flip. So the
+    two differ in more than speed: moved by a share of the frame, the fast mode's frame loses a share of the crop, and
+    statistics that operations take of a frame (equalize, auto-contrast, contrast) are those of the crop.
     """
-    steps: list[v2.Transform] = [v2.RandomResizedCrop(list(size), scale=scale, ratio=ratio, antialias=True)]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip(flip))
-    if rand_augment is not None:
-        num_ops, magnitude = rand_augment
-        bilinear = v2.InterpolationMode.BILINEAR
-        steps.append(v2.RandAugment(num_ops, magnitude, num_magnitude_bins=11, interpolation=bilinear))
-    return v2.Compose(steps)
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation is {augmentation!r}; it must be one of {', '.join(AUGMENTATIONS)}")
+    exact = augmentation == "release"
+    crop = v2.RandomResizedCrop(list(size), scale=scale, ratio=ratio, antialias=not exact)
+    steps: list[Callable] = [crop, v2.RandomHorizontalFlip(flip)] if flip else [crop]
+    if rand_augment:
+        colour = tuple(round(255 * value) for value in fill)
+        steps.insert(0 if exact else len(steps), RandAugment(rand_augment, fill=colour, exact=exact))
+    return FineTuningTransform(steps)
 
 
 def evaluation_crops(clip: torch.Tensor, size: tuple[int, int], num_crops: int = 1) -> torch.Tensor:
@@ -105,6 +129,56 @@ def normalize(batch: torch.Tensor, mean, std) -> torch.Tensor:
         raise ValueError(f"normalize takes uint8 pixels of 0 to 255; these are {batch.dtype}")
     mean, std = (255 * torch.tensor(v, device=batch.device).view(-1, 1, 1) for v in (mean, std))  # (C, 1, 1)
     return batch.to(torch.float32).sub_(mean).div_(std)
+
+
+def mix(
+    pixel_values: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each clip of a batch (B, ..., H, W) with the one before it, and their targets (B, classes) in proportion.
+
+    mixup: share * clip + (1 - share) * other, with the share from Beta(mixup, mixup), one for the batch. cutmix: the
+    other is put into a box of 1 - share of the frame, the share from Beta(cutmix, cutmix); the box may reach out of
+    the frame, and the targets go by the part that lies in it. 0 is off; where both are on, one of them is taken, each
+    half of the time. `generator` is a CPU generator: nothing waits for the device. Clips are mixed in a new tensor.
+
+    Sources: Zhang et al. 2018 (arXiv 1710.09412), Yun et al. 2019 (arXiv 1905.04899).
+    """
+    alpha, cut = mixup, False
+    if cutmix and (not mixup or torch.rand((), generator=generator) < 0.5):
+        alpha, cut = cutmix, True
+    if not alpha:
+        return pixel_values, targets
+    share = _beta(alpha, generator)
+    others = pixel_values.roll(1, 0)
+    if cut:
+        top, bottom, left, right = _box(pixel_values.shape[-2:], 1 - share, generator)
+        mixed = pixel_values.clone()
+        mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (pixel_values.shape[-2] * pixel_values.shape[-1])
+    else:
+        mixed = torch.lerp(others, pixel_values, share)
+    return mixed, torch.lerp(targets.roll(1, 0), targets, share)
+
+
+def _beta(alpha: float, generator: torch.Generator | None) -> float:
+    """Draw from Beta(alpha, alpha). Torch's own distribution takes no generator."""
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _box(frame, area: float, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the part in the frame (height, width) of a box of its shape and of `area` of it."""
+    bounds = []
+    for side in frame:
+        centre = int(torch.randint(side, (), generator=generator))
+        half = int(side * math.sqrt(area)) // 2
+        bounds += [max(0, centre - half), min(side, centre + half)]
+    return tuple(bounds)
 
 
 def random_erasing(

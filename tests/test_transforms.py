@@ -1,13 +1,20 @@
 """Transforms of clips and batches."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torchvision.transforms import v2
 
+from everest_hf.rand_augment import FAST, MAX_MAGNITUDE, OPERATIONS, RandAugment
 from everest_hf.transforms import (
     MultiScaleCrop,
     evaluation_crops,
     finetuning_transform,
+    mix,
     normalize,
     pretraining_transform,
     random_erasing,
@@ -16,6 +23,7 @@ from everest_hf.transforms import (
 from everest_hf.video_processing_everest import cover_size
 
 SIZE = (24, 40)
+FILL = (124, 116, 104)
 
 
 def position_clip(frames: int = 5, height: int = 60, width: int = 80) -> torch.Tensor:
@@ -35,7 +43,8 @@ def crop_box(clip: torch.Tensor) -> np.ndarray:
 TRANSFORMS = {
     "pre-training": pretraining_transform(SIZE),
     "fine-tuning": finetuning_transform(SIZE),
-    "fine-tuning with RandAugment": finetuning_transform(SIZE, rand_augment=(4, 7)),
+    "fine-tuning with RandAugment": finetuning_transform(SIZE, rand_augment=7),
+    "fine-tuning as the release": finetuning_transform(SIZE, rand_augment=7, augmentation="release"),
 }
 
 
@@ -66,6 +75,29 @@ def test_seed_decides_and_leaves_the_default_generator_alone(name):
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(results[0], results[1])
     assert any(not torch.equal(results[0], other) for other in results[2:])
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_calls_draw_anew_and_leave_their_input_alone(name):
+    # Repeated augmentation cuts several clips from one decoded clip, also where nothing has to be scaled.
+    for clip in (position_clip(), torch.randint(256, (3, 3, *SIZE), dtype=torch.uint8)):
+        before = clip.clone()
+        with seeded(0):
+            results = [TRANSFORMS[name](clip) for _ in range(8)]
+        assert torch.equal(clip, before)
+        assert sum(not torch.equal(a, b) for a, b in pairwise(results)) >= 4
+
+
+def test_short_side_is_the_most_that_the_smallest_crop_can_use():
+    crop = pretraining_transform(SIZE, scales=(1.0, 0.7))
+    sizes = []
+    for seed in range(100):
+        with seeded(seed):
+            box = crop.make_params([torch.zeros(1, 3, crop.short_side, 2 * crop.short_side)])
+            sizes.append((box["height"], box["width"]))
+    assert np.less_equal(SIZE, np.min(sizes, axis=0)).all()
+    assert crop.short_side == 58  # 40 / 0.7, up
+    assert finetuning_transform(SIZE).short_side is None
 
 
 def test_multi_scale_crop_draws_its_scales_and_places():
@@ -102,6 +134,171 @@ def test_random_resized_crop_follows_scale_and_flip():
     assert np.abs(crop_box(whole) - [0, 0, 59, 79]).max() <= 2
     flipped = finetuning_transform(SIZE, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=1.0)(position_clip())
     assert torch.equal(flipped, whole.flip(-1))
+
+
+def test_the_release_augments_whole_frames_then_crops_then_flips():
+    clip = torch.randint(256, (2, 3, 60, 80), dtype=torch.uint8)
+    steps = [
+        RandAugment(7, fill=FILL, exact=True),
+        v2.RandomResizedCrop(SIZE, scale=(0.08, 1.0), antialias=False),
+        v2.RandomHorizontalFlip(),
+    ]
+    transform = finetuning_transform(SIZE, rand_augment=7, augmentation="release")
+    for seed in range(10):
+        with seeded(seed):
+            expected = clip
+            for step in steps:
+                expected = step(expected)
+        with seeded(seed):
+            assert torch.equal(transform(clip), expected)
+
+
+def test_an_unknown_augmentation_is_named():
+    with pytest.raises(ValueError, match="augmentation is 'quick'; it must be one of fast, release"):
+        finetuning_transform(SIZE, augmentation="quick")
+
+
+# ---------------------------------------------------------------------- RandAugment
+
+# Arguments at magnitude 7 of 10 with positive sign, as published for the increasing set.
+ARGUMENTS = {
+    "auto_contrast": 0,
+    "equalize": 0,
+    "invert": 0,
+    "rotate": 21.0,
+    "posterize": 2,
+    "solarize": 77,
+    "solarize_add": 77,
+    "color": 1.63,
+    "contrast": 1.63,
+    "brightness": 1.63,
+    "sharpness": 1.63,
+    "shear_x": 0.21,
+    "shear_y": 0.21,
+    "translate_x": 0.315,
+    "translate_y": 0.315,
+}
+SIGNED = set(ARGUMENTS) - {"auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add"}
+
+
+def natural_frames(height: int = 45, width: int = 62) -> list[np.ndarray]:
+    """Frames uint8 (H, W, 3): one of all values, one of few and with a channel of one value, one flat."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width]
+    smooth = np.stack([128 + 90 * np.sin(rows / 9 + k) * np.cos(columns / 7 - k) for k in range(3)], -1)
+    full = (smooth + rng.normal(0, 25, smooth.shape)).clip(0, 255).astype(np.uint8)
+    narrow = 40 + full // 3
+    narrow[..., 1] = 90
+    return [full, narrow, np.full_like(full, 200)]
+
+
+def pillow(name: str, image: Image.Image, argument: float, resample=Image.Resampling.NEAREST) -> Image.Image:
+    """Do an operation of RandAugment by Pillow's functions."""
+    width, height = image.size
+    matrices = {
+        "shear_x": (1, argument, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, argument, 1, 0),
+        "translate_x": (1, 0, argument * width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, argument * height),
+    }
+    if name in matrices:
+        return image.transform(image.size, Image.Transform.AFFINE, matrices[name], resample, fillcolor=FILL)
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        return getattr(ImageEnhance, name.capitalize())(image).enhance(argument)
+    return {
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+        "rotate": lambda: image.rotate(argument, resample, fillcolor=FILL),
+        "posterize": lambda: ImageOps.posterize(image, argument),
+        "solarize": lambda: ImageOps.solarize(image, argument),
+        "solarize_add": lambda: Image.eval(image, lambda i: min(255, i + argument) if i < 128 else i),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_grow_with_the_magnitude(name):
+    assert set(OPERATIONS) == set(ARGUMENTS)
+    argument_of, _ = OPERATIONS[name]
+    assert argument_of(0.7, 1) == pytest.approx(ARGUMENTS[name])
+    mirrored = {"color", "contrast", "brightness", "sharpness"}
+    expected = 2 - ARGUMENTS[name] if name in mirrored else -ARGUMENTS[name]
+    assert argument_of(0.7, -1) == pytest.approx(expected if name in SIGNED else ARGUMENTS[name])
+    frames, changes = natural_frames(), []
+    for level in (0.3, 1.0):
+        changed = [np.asarray(pillow(name, Image.fromarray(frame), argument_of(level, 1))) for frame in frames]
+        changes.append(np.abs(np.array(changed).astype(int) - frames).mean())
+    assert changes[1] >= changes[0] > 0
+
+
+# Largest difference to Pillow, in levels of 0 to 255.
+TOLERANCES = {"color": 2, "contrast": 2, "brightness": 2, "sharpness": 2, "auto_contrast": 1}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_fast_operations_are_those_of_pillow(name):
+    fast = dict(zip(OPERATIONS, RandAugment(7, fill=FILL).operations, strict=True))[name]
+    for frame in natural_frames():
+        for level in (0.0, 0.13, 0.5, 0.7, 0.77, 1.0):
+            for sign in (-1, 1):
+                argument = fast[0](level, sign)
+                expected = np.asarray(pillow(name, Image.fromarray(frame), argument)).astype(int)
+                fast[1](result := frame.copy(), argument)
+                assert np.abs(result - expected).max() <= TOLERANCES.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_exact_operations_are_those_of_pillow_bicubic(name):
+    argument_of, exact = dict(zip(OPERATIONS, RandAugment(7, fill=FILL, exact=True).operations, strict=True))[name]
+    for frame in natural_frames():
+        argument = argument_of(0.7, 1)
+        expected = np.asarray(pillow(name, Image.fromarray(frame), argument, Image.Resampling.BICUBIC))
+        exact(result := frame.copy(), argument)
+        assert np.array_equal(result, expected)
+
+
+def test_the_tolerances_are_needed_by_fast_operations_alone():
+    assert set(TOLERANCES) < set(FAST) < set(OPERATIONS)
+
+
+def test_translation_shows_the_fill_colour():
+    _, translate = dict(zip(OPERATIONS, RandAugment(7, fill=FILL).operations, strict=True))["translate_x"]
+    frame = natural_frames(20, 40)[0]
+    translate(moved := frame.copy(), 0.25)
+    assert np.array_equal(moved[:, :30], frame[:, 10:])
+    assert (moved[:, 30:] == FILL).all()
+
+
+def test_sharpness_blurs_with_the_kernel_of_pillow():
+    frame = natural_frames()[0]
+    FAST["sharpness"](blurred := frame.copy(), 0.0)
+    expected = np.asarray(Image.fromarray(frame).filter(ImageFilter.SMOOTH)).astype(int)
+    assert np.abs(blurred - expected).max() <= 1
+    assert np.array_equal(blurred[0], frame[0])
+
+
+def test_draws_of_rand_augment():
+    augment = RandAugment(7, fill=FILL)
+    rotate = dict(zip(OPERATIONS, augment.operations, strict=True))["rotate"][1]
+    with seeded(0):
+        draws = [augment.draw() for _ in range(6000)]
+    counts = np.bincount([len(draw) for draw in draws], minlength=5) / len(draws)
+    assert counts == pytest.approx(np.array([1, 4, 6, 4, 1]) / 16, abs=0.03)  # four times, each by half
+    drawn = [function for draw in draws for function, _ in draw]
+    shares = [drawn.count(function) / len(drawn) for _, function in augment.operations]
+    assert shares == pytest.approx([1 / len(OPERATIONS)] * len(OPERATIONS), abs=0.015)
+    degrees = np.array([argument for draw in draws for function, argument in draw if function is rotate])
+    assert np.abs(degrees).mean() == pytest.approx(21, abs=0.3)
+    assert np.abs(degrees).std() == pytest.approx(1.5, abs=0.2)  # 0.5 of 10, of 30 degrees
+    assert (degrees > 0).mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_magnitudes_stay_in_their_range():
+    augment = RandAugment(MAX_MAGNITUDE, fill=FILL)
+    rotate = dict(zip(OPERATIONS, augment.operations, strict=True))["rotate"][1]
+    degrees = [abs(argument) for _ in range(500) for function, argument in augment.draw() if function is rotate]
+    assert max(degrees) == pytest.approx(30)
+    assert min(degrees) < 30
 
 
 # ---------------------------------------------------------------------- evaluation
@@ -148,6 +345,65 @@ def test_normalize():
     assert np.abs(result.numpy() - expected).max() < 1e-5
     with pytest.raises(ValueError, match=r"uint8.*torch\.float32"):
         normalize(result, mean, std)
+
+
+def mixed(batch=None, **alphas):
+    """Mix a batch (3, 2, 1, 20, 30) whose clips are 0, 1 and 2 and whose targets are one-hot, with a seed."""
+    batch = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 2, 1, 20, 30) if batch is None else batch
+    return mix(batch, torch.eye(3), **alphas)
+
+
+def test_mixup_by_hand():
+    for seed in range(20):
+        clips, targets = mixed(mixup=0.8, generator=torch.Generator().manual_seed(seed))
+        share = float(targets[0, 0])
+        expected = torch.tensor([[share, 0, 1 - share], [1 - share, share, 0], [0, 1 - share, share]])
+        assert torch.allclose(targets, expected)
+        # Clip 0 is mixed with 2, 1 with 0, 2 with 1.
+        levels = torch.tensor([2 * (1 - share), share, 2 * share + (1 - share)])
+        assert torch.allclose(clips, levels.view(3, 1, 1, 1, 1).expand_as(clips))
+
+
+def test_cutmix_by_hand():
+    shares = []
+    for seed in range(40):
+        clips, targets = mixed(cutmix=1.0, generator=torch.Generator().manual_seed(seed))
+        cut = clips == torch.tensor([2.0, 0.0, 1.0]).view(3, 1, 1, 1, 1)
+        assert ((clips == torch.arange(3.0).view(3, 1, 1, 1, 1)) ^ cut).all()
+        assert (cut == cut[:1, :1]).all()  # the same box in all clips and frames
+        rows, columns = cut[0, 0, 0].any(1).sum(), cut[0, 0, 0].any(0).sum()
+        assert cut[0, 0, 0].sum() == rows * columns
+        share = 1 - float(rows * columns) / 600
+        assert targets[0].tolist() == pytest.approx([share, 0, 1 - share], abs=1e-6)
+        assert targets[1].tolist() == pytest.approx([1 - share, share, 0], abs=1e-6)
+        shares.append(share)
+    assert min(shares) < 0.3
+    assert max(shares) > 0.9
+
+
+def test_shares_follow_beta():
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.2, 1.0, 8.0):
+        shares = [float(mixed(mixup=alpha, generator=generator)[1][0, 0]) for _ in range(800)]
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+        assert np.std(shares) == pytest.approx(math.sqrt(1 / (8 * alpha + 4)), abs=0.03)
+
+
+def test_mixup_and_cutmix_take_turns_at_random():
+    generator = torch.Generator().manual_seed(0)
+    results = [mixed(mixup=1.0, cutmix=1.0, generator=generator)[0] for _ in range(200)]
+    cuts = np.mean([torch.equal(clips, clips.round()) for clips in results])
+    assert cuts == pytest.approx(0.5, abs=0.12)
+
+
+def test_mix_off_and_its_generator():
+    batch, targets = torch.rand(3, 2, 1, 4, 6), torch.eye(3)
+    assert mix(batch, targets) == (batch, targets)
+    before = batch.clone()
+    results = [mix(batch, targets, cutmix=1.0, generator=torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    assert torch.equal(batch, before)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 def test_random_erasing_fills_one_box_a_clip_with_fresh_noise():
