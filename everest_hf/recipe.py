@@ -18,8 +18,28 @@ from .rand_augment import MAX_MAGNITUDE
 from .transforms import AUGMENTATIONS
 
 TASKS = ("pretrain", "finetune")
+SINGLE_LABEL = "single_label_classification"
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
 CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
+
+# Fields that steer a run and may change when it goes on: the trained model is the same to rounding. Of batch_size and
+# gradient_accumulation_steps a checkpoint holds the product with the number of processes to what it was.
+STEERING = {
+    "overwrite",
+    "eval_only",
+    "count_bad_as_wrong",
+    "num_workers",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "report_to",
+    "push_to_hub",
+    "compile",
+    "gradient_checkpointing",
+}
 
 
 def _option(default, group: str, text: str, choices: tuple | None = None):
@@ -39,6 +59,7 @@ class Recipe:
     model: str | None = _option(None, "What to do", "checkpoint folder or Hub id to start from")
     config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
     overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
+    eval_only: bool = _option(False, "What to do", "evaluate model, or the finished run of output_dir, on val")
 
     train: str | None = _option(None, "Data", "list file ('path label' a line) or folder of class folders")
     val: str | None = _option(None, "Data", "the same for held-out videos; classes must be those of train")
@@ -74,15 +95,21 @@ class Recipe:
     weight_decay: float = _option(0.05, "Optimisation", "weight decay, none on biases and norms")
     layer_decay: float = _option(1.0, "Optimisation", "factor on the learning rate from each layer to the one below")
     clip_grad: float = _option(0.0, "Optimisation", "largest norm of the gradient (0: no clipping)")
+    ema: float = _option(0.0, "Optimisation", "decay of a moving average of the weights, the result (0: off)")
 
     eval_every: int = _option(1, "Evaluation", "epochs between evaluations on val, one view a video")
     segments: int = _option(5, "Evaluation", "clips a video in the final evaluation")
     crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
+    count_bad_as_wrong: bool = _option(False, "Evaluation", "count unreadable videos of val as wrong, do not stop")
 
     seed: int = _option(0, "Run", "seed of weights, order, crops and selection")
     log_every: int = _option(10, "Run", "steps between lines of the log")
-    save_every: int = _option(10, "Run", "epochs between checkpoints")
-    keep_checkpoints: int = _option(2, "Run", "checkpoints to keep")
+    save_every: float = _option(10.0, "Run", "epochs between checkpoints; 0.1: ten an epoch")
+    keep_checkpoints: int = _option(2, "Run", "newest checkpoints to keep, beside the best on val")
+    report_to: str = _option("none", "Run", "tracker: none, tensorboard, trackio or wandb", TRACKERS)
+    push_to_hub: str | None = _option(None, "Run", "repository on the Hub for checkpoints, as they come, and result")
+    compile: bool = _option(False, "Run", "compile the model: slower start, faster steps")
+    gradient_checkpointing: bool = _option(False, "Run", "recompute layers for the gradient: less memory, slower")
 
     def __post_init__(self):
         for option in fields(self):
@@ -91,22 +118,37 @@ class Recipe:
         _check_names(self.config, CONFIG_FIELDS, "config")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_every", "log_every", "save_every", "keep_checkpoints"):
+        for name in ("eval_every", "log_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("rand_augment", "mixup", "cutmix"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("erasing", "label_smoothing", "max_bad_fraction"):
+        for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _require(self.rand_augment <= MAX_MAGNITUDE, "rand_augment", self.rand_augment, f"at most {MAX_MAGNITUDE}")
         self._check_lists()
-        _require(self.base_lr > 0, "base_lr", self.base_lr, "above 0")
+        for name in ("base_lr", "save_every"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(
             self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
         )
-        _require(self.train is not None, "train", self.train, "a list file or a folder of class folders")
+        needed = "val" if self.eval_only else "train"
+        source = getattr(self, needed)
+        _require(source is not None, needed, source, "a list file or a folder of class folders")
+        if self.count_bad_as_wrong:
+            _require(self.task == "finetune", "count_bad_as_wrong", True, "false: in pre-training no video is wrong")
+            _require(self.problem_type != "regression", "count_bad_as_wrong", True, "false: no number is wrong")
+        if self.problem_type != SINGLE_LABEL:
+            right = f"0 with problem_type={self.problem_type}"
+            for name in ("label_smoothing", "mixup", "cutmix"):
+                _require(getattr(self, name) == 0, name, getattr(self, name), right)
+
+    @property
+    def problem_type(self) -> str:
+        """What fine-tuning learns: a class, several labels or a number for each video."""
+        return self.config.get("problem_type") or SINGLE_LABEL
 
     def _check_lists(self) -> None:
         scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas
@@ -123,8 +165,7 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> list[str]:
         """Name the fields whose values differ from another recipe's, those that only steer the run left out."""
-        steering = {"overwrite", "num_workers"}
-        names = (option.name for option in fields(self) if option.name not in steering)
+        names = (option.name for option in fields(self) if option.name not in STEERING)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
@@ -162,16 +203,22 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
     task = options.get("task", values.get("task", "pretrain"))
     if task not in TASKS:
         raise ValueError(f"{path or 'command line'}: task is {task!r}; it must be one of {', '.join(TASKS)}")
-    layers = (copy.deepcopy(TASK_DEFAULTS[task]), values, options)
-    merged = {name: value for layer in layers for name, value in layer.items()}
     try:
-        configs = [layer.get("config") or {} for layer in layers]
+        configs = [layer.get("config") or {} for layer in (TASK_DEFAULTS[task], values, options)]
         for config in configs:
             _require(isinstance(config, dict), "config", config, "fields of EverestConfig and their values")
-        merged["config"] = {name: value for config in configs for name, value in config.items()}
-        return Recipe(**merged)
+        config = {name: value for layer in configs for name, value in layer.items()}
+        defaults = _defaults_of(task, config.get("problem_type"))
+        return Recipe(**{**defaults, **values, **options, "config": config})
     except ValueError as error:
         raise ValueError(f"{path or 'command line'}: {error}") from None
+
+
+def _defaults_of(task: str, problem_type: str | None) -> dict:
+    defaults = copy.deepcopy(TASK_DEFAULTS[task])
+    if problem_type not in (None, SINGLE_LABEL):
+        defaults["label_smoothing"] = 0.0  # it spreads one label over all classes
+    return defaults
 
 
 class _Parser(argparse.ArgumentParser):

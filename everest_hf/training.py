@@ -1,18 +1,17 @@
-"""What the loop in train_accelerate.py is made of: data, model, optimizer, log, checkpoints."""
+"""What the loop in train_accelerate.py is made of: processes, data, model, optimizer, output."""
 
-import json
 import logging
 import os
 import shutil
-import sys
-import time
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -30,7 +29,8 @@ from .data import (
     load_videos,
 )
 from .modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
-from .optim import cosine_schedule, parameter_groups
+from .optim import MovingAverage, cosine_schedule, parameter_groups
+from .progress import LOG, check_tracker
 from .recipe import Recipe, load_recipe
 from .video_processing_everest import EverestVideoProcessor
 from .visualize import draw_curves, draw_kept_tokens, take_slots
@@ -38,31 +38,59 @@ from .visualize import draw_curves, draw_kept_tokens, take_slots
 logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"pretrain": EverestForPreTraining, "finetune": EverestForVideoClassification}
-LOG = "log.jsonl"
 # The learning rate of a recipe is that of this total batch (method: linear scaling).
 REFERENCE_BATCH = 256
+# The constants of SplitMix64, as signed numbers.
+_GOLDEN, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-# --------------------------------------------------------------------------------------------------- all processes
+# ------------------------------------------------------------------------------------------------------ processes
 
 
-def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
-    """Call a function on the main process, then on the others, and return what it returns.
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Return the Accelerator of a run, which writes to the recipe's tracker.
 
-    What the main process finds wrong (ValueError, OSError) is said by it alone, and all processes end.
+    Raises:
+        ValueError: the tracker is not installed, or the recipe asks for what DeepSpeed does not offer.
     """
-    failure = result = None
-    if state.is_main_process:
-        try:
-            result = function(*arguments)
-        except (ValueError, OSError) as error:
-            failure = error
-    (failed,) = broadcast_object_list([failure is not None])
-    if failure is not None:
-        raise failure
-    if failed:
-        sys.exit(1)
-    return result if state.is_main_process else function(*arguments)
+    check_tracker(recipe.report_to)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and recipe.ema:
+        raise ValueError("ema is not offered with DeepSpeed, which keeps the weights to itself; FSDP2 has it")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_on_cpus(accelerator)
+    _use_all_cores(accelerator)
+    return accelerator
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Let Accelerate shard on CPUs too: its FSDP2 works there, but it starts it on accelerators alone."""
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    for state in (PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+
+
+def _use_all_cores(accelerator: Accelerator) -> None:
+    """Give the processes of a CPU run all cores where `accelerate launch` left each one thread, unasked."""
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and not _threads_were_chosen():
+        # Not every system tells which cores a process may use.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+
+
+def _threads_were_chosen() -> bool:
+    """Say whether OMP_NUM_THREADS is the user's: the launcher has it, or there is no launcher."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which the launcher always sets
+        return True
+    try:
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # that of the launcher, as it was started
+    except OSError:  # not Linux
+        return False
+    return any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environment.split(b"\0"))
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -125,8 +153,24 @@ def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
     }
 
 
-def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None):
-    """Return the training loader and a function of (segments, crops) that makes a validation loader."""
+def count_steps(recipe: Recipe, num_videos: int, num_processes: int) -> tuple[int, int]:
+    """Return the clips of a step of the optimizer, over all processes, and the steps of an epoch.
+
+    Raises:
+        ValueError: the videos do not fill one step.
+    """
+    total_batch = recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
+    if num_videos < total_batch:
+        raise ValueError(
+            f"train has {num_videos} videos, fewer than the {total_batch} clips of a step (batch_size "
+            f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} x "
+            f"{num_processes} processes); lower batch_size"
+        )
+    return total_batch, num_videos // total_batch
+
+
+def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int):
+    """Return the training loader, its sampler, and a function of (segments, crops) that makes a validation loader."""
     sampling = sampling_of(recipe, config)
     workers = {
         "num_workers": recipe.num_workers,
@@ -135,15 +179,15 @@ def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Da
         # Of their own: a loader draws when its workers start, and a resumed run starts them anew. From the default
         # generator, that would shift what the model draws.
         "generator": torch.Generator(),
+        "worker_init_fn": _outlive_sigterm,
     }
     clips = VideoClips(train, build_transform(recipe, config), seed=recipe.seed, **sampling)
+    sampler = EpochSampler(clips, total_batch)
     train_loader = DataLoader(
         clips,
         batch_size=recipe.batch_size,
-        sampler=EpochSampler(clips),
+        sampler=sampler,
         persistent_workers=recipe.num_workers > 0,
-        # A short last batch would weigh its clips more; a set smaller than one batch has nothing else.
-        drop_last=len(clips) >= recipe.batch_size,
         **workers,
     )
 
@@ -152,7 +196,20 @@ def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Da
         batch_size = max(1, recipe.batch_size // (num_segments * num_crops))
         return DataLoader(views, batch_size=batch_size, **workers)
 
-    return train_loader, val_loader
+    return train_loader, sampler, val_loader
+
+
+def _outlive_sigterm(_: int) -> None:
+    """Let a decoding process live on when SIGTERM goes to the whole run: the training process saves, then ends it."""
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -171,18 +228,51 @@ def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Te
 
 
 def model_inputs(batch: dict, recipe: Recipe, config: EverestConfig) -> dict:
-    """Turn a uint8 batch on the device into what the model takes: normalised, erased, mixed."""
+    """Turn a uint8 batch on the device into what the model takes: normalised, erased, mixed, with noise."""
     pixel_values = transforms.normalize(batch["pixel_values"], config.image_mean, config.image_std)
+    noise = selection_noise(batch["seed"], config, pretraining=recipe.task == "pretrain")
     if recipe.erasing:
         pixel_values = transforms.random_erasing(pixel_values, recipe.erasing)
     if recipe.task == "pretrain":
-        return {"pixel_values": pixel_values}
+        return {"pixel_values": pixel_values, **noise}
     labels = batch["labels"]
     if recipe.label_smoothing or recipe.mixup or recipe.cutmix:
         one_hot = torch.nn.functional.one_hot(labels, config.num_labels).float()
         labels = torch.lerp(one_hot, torch.full_like(one_hot, 1 / config.num_labels), recipe.label_smoothing)
         pixel_values, labels = transforms.mix(pixel_values, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
-    return {"pixel_values": pixel_values, "labels": labels}
+    return {"pixel_values": pixel_values, "labels": labels, **noise}
+
+
+def selection_noise(seeds: torch.Tensor, config: EverestConfig, *, pretraining: bool) -> dict[str, torch.Tensor]:
+    """Return what the model's selection draws for clips, as arguments of its forward: `noise`, `frame_noise`.
+
+    seeds: int64 (B,). A clip's draw follows from its seed alone, not from its place in a batch or its process. What
+    the configuration has no draw for is left out.
+    """
+    tokens = {"motion": config.num_informative_tokens, "random": config.num_tokens, "tube": config.num_tokens_per_slot}
+    draws = {}
+    if pretraining or config.token_selection != "motion":
+        draws["noise"] = uniform(seeds, tokens[config.token_selection])
+    if config.num_input_frames > config.num_frames:
+        draws["frame_noise"] = uniform(~seeds, config.num_input_frames // config.tubelet_size)
+    return draws
+
+
+def uniform(seeds: torch.Tensor, n: int) -> torch.Tensor:
+    """Return (B, n) pseudo-random float32 in [0, 1), row i a function of seeds[i] alone, the same on every device.
+
+    seeds: int64 (B,). SplitMix64 (Steele, Lea and Flood 2014), its n first numbers for each seed; integers wrap.
+    """
+    x = seeds[:, None] + torch.arange(1, n + 1, device=seeds.device) * _GOLDEN  # (B, n)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        x = (x ^ _shift_right(x, shift)) * factor
+    x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 40).float() / 2**24  # the 24 bits that float32 holds
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift int64 as if it were unsigned."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- model
@@ -200,11 +290,22 @@ def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
         values |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         values.setdefault("problem_type", "single_label_classification")
     if recipe.model is None:
-        return cls(EverestConfig(**values))
-    try:
-        return cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
-    except OSError as error:
-        raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
+        model = cls(EverestConfig(**values))
+    else:
+        try:
+            model = cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
+        except OSError as error:
+            raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def finish_model(recipe: Recipe, accelerator: Accelerator, model) -> MovingAverage | None:
+    """Compile a prepared model where the recipe says so, and return the moving average of its weights, if any."""
+    if recipe.compile:
+        accelerator.unwrap_model(model).compile()  # in place: its class and the names of its weights stay
+    return MovingAverage(model.parameters(), recipe.ema) if recipe.ema else None
 
 
 def build_processor(recipe: Recipe, config: EverestConfig) -> EverestVideoProcessor:
@@ -234,59 +335,7 @@ def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: 
     return optimizer, LambdaLR(optimizer, factor)
 
 
-# ------------------------------------------------------------------------------------------------- log and output
-
-
-def read_log(path: Path) -> list[dict]:
-    """Return the lines of a run's log."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-class RunLog:
-    """The run's log: JSON lines in a file, written by the main process as they come."""
-
-    def __init__(self, path: Path, accelerator: Accelerator):
-        self.path, self.accelerator = path, accelerator
-
-    def write(self, **values) -> None:
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-    def read(self) -> list[dict]:
-        return read_log(self.path) if self.path.exists() else []
-
-    def cut_after(self, step: int, *, finished: bool = False) -> None:
-        """Forget what a killed run logged after the checkpoint that the run goes on from.
-
-        finished: the steps are all done; the final evaluation is forgotten too, as it is made again.
-        """
-        if self.accelerator.is_main_process:
-            kept = [line for line in self.read() if line["step"] <= step]
-            if finished:
-                kept = [line for line in kept if line["step"] < step or "loss" in line]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-
-class Meter:
-    """Mean loss and clips a second since the last reading. Adds up on the device, so that no step waits for it."""
-
-    def __init__(self):
-        self._start()
-
-    def _start(self) -> None:
-        self.loss, self.batches, self.clips, self.since = 0.0, 0, 0, time.perf_counter()
-
-    def add(self, loss: torch.Tensor, clips: int) -> None:
-        self.loss = self.loss + loss.detach()
-        self.batches += 1
-        self.clips += clips
-
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        loss = accelerator.reduce(self.loss / self.batches, reduction="mean").item()
-        rate = self.clips * accelerator.num_processes / (time.perf_counter() - self.since)
-        self._start()
-        return {"loss": loss, "clips_per_second": rate}
+# --------------------------------------------------------------------------------------------------------- output
 
 
 def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
@@ -325,7 +374,12 @@ def _refuse_other_run(recipe: Recipe, path: Path) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------ bad videos
+# ------------------------------------------------------------------------------------------------- training videos
+
+
+def names_of(rows: Dataset, indices: list[int]) -> list[str]:
+    """Return what errors call the videos of rows."""
+    return [video["path"] if isinstance(video, dict) else video for video in rows.select(indices)["video"]]
 
 
 def watched(loader: DataLoader, bad: BadVideos, recipe: Recipe, num_videos: int) -> Iterator[dict]:
@@ -340,50 +394,18 @@ def watched(loader: DataLoader, bad: BadVideos, recipe: Recipe, num_videos: int)
         yield batch
 
 
-# ------------------------------------------------------------------------------------------------- what people see
-
-
-def use_all_cores(accelerator: Accelerator) -> None:
-    """Give the processes of a CPU run all cores; `accelerate launch` leaves each one thread unless told otherwise."""
-    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-        # Not every system tells which cores a process may use.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
-
-
-def describe(
-    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int, total_steps: int
-) -> str:
-    """Say in two lines what is about to run."""
-    if recipe.task == "pretrain":
-        tokens = f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted"
-    else:
-        tokens = f"{config.num_kept_tokens()} kept"
-    return (
-        f"{recipe.task}: {len(train)} training videos, {len(val) if val is not None else 0} held out, "
-        f"{recipe.epochs} epochs = {total_steps} steps of {total_batch} clips, to {recipe.output_dir}\n"
-        f"tokens: {tokens} of {config.num_tokens} ({config.token_selection})"
-    )
-
-
-def summarise(recipe: Recipe, figures: dict[str, float], model: Path, bad: BadVideos) -> str:
-    """Say in a line or two how a run ended and where its results are."""
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no validation set"
-    lines = [f"{recipe.task} finished: {shown}", f"model in {model}, log and pictures in {recipe.output_dir}"]
-    if bad.reasons:
-        lines.append(f"{len(bad.reasons)} unreadable training videos, {bad.count} times replaced")
-    return "\n".join(lines)
+# -------------------------------------------------------------------------------------------------------- pictures
 
 
 @torch.no_grad()
-def draw_pictures(recipe: Recipe, model: EverestPreTrainedModel, rows: Dataset, log: list[dict], folder: Path) -> None:
-    """Draw the run's curves, and the tokens that the model keeps of the first video of the rows."""
+def draw_pictures(recipe: Recipe, saved: Path, rows: Dataset, log: list[dict], folder: Path) -> None:
+    """Draw the run's curves, and the tokens that the saved model keeps of the first video of the rows."""
     draw_curves({recipe.task: log}, folder / "curves.png")
+    model = MODEL_CLASSES[recipe.task].from_pretrained(saved)
     config = model.config
     views = VideoViews(rows, config.frame_size, **sampling_of(recipe, config))
     clip = views[0]["pixel_values"]  # (1, T, C, h, w)
-    pixel_values = transforms.normalize(clip, config.image_mean, config.image_std).to(model.device)
-    model.eval()
+    pixel_values = transforms.normalize(clip, config.image_mean, config.image_std)
     embedded = model.everest.embeddings(pixel_values, pretraining=recipe.task == "pretrain")
     ids = embedded.kept_ids if embedded.target_ids is None else torch.cat([embedded.kept_ids, embedded.target_ids], 1)
     # With frame selection: the frames that the model worked on.
