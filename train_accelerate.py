@@ -65,51 +65,50 @@ def train(recipe: Recipe) -> dict[str, float]:
     bar = progress.Bar(recipe, step, total_steps, accelerator)
     watch = Watch(accelerator, lambda indices: training.names_of(train_rows, indices))
 
-    for epoch in range(step // steps_per_epoch, recipe.epochs):
-        model.train()
-        train_loader.set_epoch(epoch)
-        sampler.set_epoch(epoch, start=step % steps_per_epoch * total_batch)
-        for batch in training.watched(meter.timed(train_loader), bad, recipe, len(train_rows)):
-            with accelerator.accumulate(model):
-                loss = model(**training.model_inputs(batch, recipe, config)).loss
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
-            watch.add_batch(loss, batch["index"])
-            if not accelerator.sync_gradients:
-                continue
+    with bar, watch:
+        for epoch in range(step // steps_per_epoch, recipe.epochs):
+            model.train()
+            train_loader.set_epoch(epoch)
+            sampler.set_epoch(epoch, start=step % steps_per_epoch * total_batch)
+            for batch in training.watched(meter.timed(train_loader), bad, recipe, len(train_rows)):
+                with accelerator.accumulate(model):
+                    loss = model(**training.model_inputs(batch, recipe, config)).loss
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad or math.inf)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                watch.add_batch(loss, batch["index"])
+                if not accelerator.sync_gradients:
+                    continue
 
-            step += 1
-            lr = schedule.get_last_lr()[-1]
-            meter.add(watch.end_step(step, lr, grad_norm), total_batch)
-            schedule.step()
-            if average:
-                average.update()
-            bar.advance()
-            last, figures = step == total_steps, {}
-            if step % recipe.log_every == 0 or last:
-                watch.settle()
-                line = {**meter.read(total_steps - step), "lr": lr, "grad_norm": watch.grad_norm}
-                bar.show(line)
-                log.write(step=step, epoch=epoch, **line)
-            with meter.paused():
-                if val_rows is not None and not last and step % (recipe.eval_every * steps_per_epoch) == 0:
-                    with averaged(average):
-                        figures = evaluate_model(accelerator, model, val_loader(1, 1), recipe)
-                    log.write(step=step, epoch=epoch, **figures)
-                if last or watch.stopping or checkpoints.are_due(step, figures):
+                step += 1
+                lr = schedule.get_last_lr()[-1]
+                meter.add(watch.end_step(step, lr, grad_norm), total_batch)
+                schedule.step()
+                if average:
+                    average.update()
+                bar.advance()
+                last, figures = step == total_steps, {}
+                if step % recipe.log_every == 0 or last:
                     watch.settle()
-                    checkpoints.save(step, figures, model, processor)
-                if uploads.repo and not last:
-                    uploads.start(checkpoints.all()[-1], replace(facts, steps=step))
-            if watch.stopping:
-                accelerator.print(f"stopped by SIGTERM after step {step}; the same command goes on from there")
-                log.close()
-                sys.exit(STOPPED)
-    watch.close()
-    bar.close()
+                    line = {**meter.read(total_steps - step), "lr": lr, "grad_norm": watch.grad_norm}
+                    bar.show(line)
+                    log.write(step=step, epoch=epoch, **line)
+                with meter.paused():
+                    if val_rows is not None and not last and step % (recipe.eval_every * steps_per_epoch) == 0:
+                        with averaged(average):
+                            figures = evaluate_model(accelerator, model, val_loader(1, 1), recipe)
+                        log.write(step=step, epoch=epoch, **figures)
+                    if last or watch.stopping or checkpoints.are_due(step, figures):
+                        watch.settle()
+                        checkpoints.save(step, figures, model, processor)
+                        if uploads.repo and not last:
+                            uploads.start(checkpoints.all()[-1], replace(facts, steps=step))
+                if watch.stopping:
+                    accelerator.print(f"stopped by SIGTERM after step {step}; the same command goes on from there")
+                    log.close()
+                    sys.exit(STOPPED)
 
     figures = {}
     if val_rows is not None:

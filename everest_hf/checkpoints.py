@@ -83,11 +83,9 @@ class Checkpoints:
             shutil.rmtree(partial_folder, ignore_errors=True)
             raise
         if self.accelerator.is_main_process:
-            final = self.folder / f"step-{step:08d}"
-            shutil.rmtree(final, ignore_errors=True)
-            partial_folder.rename(final)
+            partial_folder.rename(self.folder / f"step-{step:08d}")
             for old in set(self.all()[: -self.keep]) - {self.best()}:
-                shutil.rmtree(old)
+                _remove(old)
         self.accelerator.wait_for_everyone()
 
     def _start(self, folder: Path) -> None:
@@ -108,6 +106,9 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint counts steps of another total batch or another number of videos.
         """
+        if self.accelerator.is_main_process:
+            for unfinished in self.folder.glob(".*"):
+                shutil.rmtree(unfinished)
         (newest,) = broadcast_object_list([next(reversed(self.all()), None)])
         if newest is None:
             return 0
@@ -125,6 +126,13 @@ def score(figures: dict[str, float]) -> float:
     """Return how good validation figures are, higher is better: the accuracy, or else the loss, negative."""
     value = figures.get("val_top1", -figures.get("val_loss", math.inf))
     return value if math.isfinite(value) else -math.inf
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is never seen half removed."""
+    aside = checkpoint.with_name(f".{checkpoint.name}")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _progress(checkpoint: Path) -> dict:

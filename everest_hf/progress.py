@@ -177,8 +177,11 @@ class Bar:
                 "videos once with `everest-hf prepare`, or install torchcodec"
             )
 
-    def close(self) -> None:
-        self.bar.close()
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()  # so that an error has a line of its own
 
 
 # ------------------------------------------------------------------------------------------------------------ words

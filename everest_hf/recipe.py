@@ -26,6 +26,7 @@ CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self
 # Fields that steer a run and may change when it goes on: the trained model is the same to rounding. Of batch_size and
 # gradient_accumulation_steps a checkpoint holds the product with the number of processes to what it was.
 STEERING = {
+    "output_dir",
     "overwrite",
     "eval_only",
     "count_bad_as_wrong",
@@ -264,7 +265,7 @@ def _argument(option: dataclasses.Field) -> dict:
         return {"action": argparse.BooleanOptionalAction, "help": text}
     if isinstance(default, list):
         return {"type": float, "nargs": "+", "metavar": "X", "help": text}
-    kind = str if default is None else type(default)
+    kind = option.type if isinstance(option.type, type) else str  # "str | None" is no type
     return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
 
 

@@ -29,7 +29,7 @@ class _Step(NamedTuple):
 
 
 class Watch:
-    """Looks at the loss and the gradient norm of each step, and listens for SIGTERM.
+    """Looks at the loss and the gradient norm of each step, and within `with` listens for SIGTERM.
 
     A step's figures are summed over the processes on the device, copied to the host without waiting, and read when
     the step after it has been queued; on a CPU at once. So the device always has work, no process runs ahead by more
@@ -47,14 +47,16 @@ class Watch:
         self._lag = 0 if accelerator.device.type == "cpu" else 1
         self._pending: deque[_Step] = deque()
         self._start_step()
+
+    def __enter__(self) -> "Watch":
         self._handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._handler)
 
     def _ask_to_stop(self, *_) -> None:
         self._asked_to_stop = True
-
-    def close(self) -> None:
-        """Listen no more."""
-        signal.signal(signal.SIGTERM, self._handler)
 
     def _start_step(self) -> None:
         self._losses: list[torch.Tensor] = []

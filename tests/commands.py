@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +43,17 @@ def launch(*arguments, cwd, processes: int = 1) -> Result:
 class Run:
     """`python train_accelerate.py ARGUMENTS` in a process that is forked from one that has imported it already.
 
-    It has all that a new process has, its own state, streams and exit code, without the seconds that imports take.
+    It has all that a new process has, its own state, streams, exit code and process group, without the seconds that
+    imports take. environment: variables that it has. largest_file: bytes after which the system refuses to write on.
     """
 
     _context = None
 
-    def __init__(self, *arguments, cwd):
+    def __init__(self, *arguments, cwd, environment: dict | None = None, largest_file: int | None = None):
         self.streams = [Path(cwd) / f".{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
+        arguments, streams = [str(a) for a in arguments], [str(s) for s in self.streams]
         self.process = self._started_context().Process(
-            target=_main, args=([str(a) for a in arguments], str(cwd), [str(s) for s in self.streams])
+            target=_main, args=(arguments, str(cwd), streams, environment or {}, largest_file)
         )
         self.process.start()
 
@@ -69,25 +74,54 @@ class Run:
 
     def kill_when(self, path: Path) -> Result:
         """Kill the process, without a warning, as soon as a path exists."""
-        deadline = time.monotonic() + PATIENCE
-        while not path.exists() and self.process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.002)
+        self.wait_until(path.exists)
         self.process.kill()
         result = self.wait()
         assert result.returncode == -signal.SIGKILL, f"it ended before {path} was there: {result.stderr[-3000:]}"
         return result
 
+    def terminate_when(self, condition: Callable[[], bool]) -> Result:
+        """Send SIGTERM to the process and those that it has started, as schedulers do, once a condition holds."""
+        self.wait_until(condition)
+        os.killpg(self.process.pid, signal.SIGTERM)
+        return self.wait()
 
-def _main(arguments: list[str], cwd: str, streams: list[str]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition() and self.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+
+def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict, largest_file: int | None) -> None:
+    os.setsid()
     os.chdir(cwd)
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), number)
     sys.argv = [str(SCRIPT), *arguments]
-    os.environ.pop("OMP_NUM_THREADS", None)  # one thread already; where it is 1, the script takes all cores
+    os.environ |= environment
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     multiprocessing.set_start_method("fork", force=True)  # that of the data loader's workers, as in a plain process
     import train_accelerate
 
     train_accelerate.main()
+
+
+def start_ranks(processes: int, *arguments, cwd, environment: dict | None = None, **kwargs) -> list[Run]:
+    """Start a `Run` on several processes that find each other as those of a launcher do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{**shared, "RANK": i, "LOCAL_RANK": i, **(environment or {})} for i in range(processes)]
+    values = [{name: str(value) for name, value in rank.items()} for rank in ranks]
+    return [Run(*arguments, cwd=cwd, environment=rank, **kwargs) for rank in values]
+
+
+def train_on(processes: int, *arguments, cwd, **kwargs) -> list[Result]:
+    """Run train_accelerate.py on several processes and return how each ended, the main one first."""
+    runs = start_ranks(processes, *arguments, cwd=cwd, **kwargs)
+    return [run.wait() for run in runs]
 
 
 def train(*arguments, cwd) -> Result:
