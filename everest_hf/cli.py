@@ -251,12 +251,12 @@ def check_data(args: argparse.Namespace) -> int:
 
 
 def default_clip_frames() -> int:
-    """Return how many frames of a video the clips of the defaults span."""
-    from . import EverestConfig, EverestVideoProcessor
-    from .training import frames_needed
+    """Return how many frames of a long video a clip of the defaults spans."""
+    from .video_processing_everest import EverestVideoProcessor, frame_indices
 
-    sampling = {name: getattr(EverestVideoProcessor, name) for name in ("frame_step", "frame_sampling")}
-    return frames_needed(EverestConfig(), **sampling)
+    sampling = {name: getattr(EverestVideoProcessor, name) for name in ("num_frames", "frame_step", "frame_sampling")}
+    indices = frame_indices(num_video_frames=sys.maxsize, **sampling)
+    return indices[-1] - indices[0] + 1
 
 
 def prepare(args: argparse.Namespace) -> int:
