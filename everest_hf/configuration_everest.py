@@ -59,7 +59,7 @@ class EverestConfig(PretrainedConfig):
 
     model_type = "everest"
     # These say what the model looked at; the Trainer need not gather them as predictions.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012
         "kept_ids",
         "visible_ids",
         "target_ids",
@@ -67,7 +67,7 @@ class EverestConfig(PretrainedConfig):
         "scores",
         "hidden_states",
         "attentions",
-    )
+    ]
 
     def __init__(
         self,

@@ -41,12 +41,20 @@ def gather_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def sorted_ids(x: torch.Tensor, descending: bool = False) -> torch.Tensor:
+    """Return the ids (B, N) that put x (B, N) in order, the lower id first among equals."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no stable sort, but its TopK promises just this; torch's own breaks ties as it likes.
+        return x.topk(x.shape[-1], dim=-1, largest=descending).indices
+    return x.sort(dim=-1, descending=descending, stable=True).indices
+
+
 def top_ids(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Return the ids (B, k) of the k largest of scores (B, N), largest first, the lower id first among equals.
 
-    The sort is stable because topk breaks ties as it likes, and slots 0 and 1 always tie.
+    Slots 0 and 1 always tie.
     """
-    return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return sorted_ids(scores, descending=True)[:, :k]
 
 
 def motion_scores(embeddings: torch.Tensor) -> torch.Tensor:
@@ -90,7 +98,7 @@ def split_by_mask(bool_masked_pos: torch.Tensor) -> tuple[torch.Tensor, torch.Te
             f"bool_masked_pos masks {counts} of the {masked.shape[1]} tokens of the clips; every clip of a batch "
             "must have the same number, with at least one token masked and one visible"
         )
-    order = masked.to(torch.uint8).argsort(dim=-1, stable=True)  # (B, N), visible first
+    order = sorted_ids(masked.to(torch.uint8))  # (B, N), visible first
     num_visible = masked.shape[1] - counts[0]
     return order[:, :num_visible], order[:, num_visible:]
 
@@ -306,9 +314,9 @@ class EverestEmbeddings(nn.Module):
         if config.token_selection == "motion":
             return top_ids(scores, k).sort(dim=-1).values
         if config.token_selection == "random":
-            order = self._noise(noise, patches, slots * rows * columns).argsort(dim=-1, stable=True)
+            order = sorted_ids(self._noise(noise, patches, slots * rows * columns))
             return order[:, :k].sort(dim=-1).values
-        places = self._noise(noise, patches, rows * columns).argsort(dim=-1, stable=True)
+        places = sorted_ids(self._noise(noise, patches, rows * columns))
         return tube_ids(places[:, : k // slots].sort(dim=-1).values, slots, rows * columns)
 
     def _select_for_pretraining(self, scores, patches, grid_size, noise) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,12 +329,12 @@ class EverestEmbeddings(nn.Module):
         self._check_count("pretraining_keep_ratio", config.pretraining_keep_ratio, num_targets, grid_size)
         if config.token_selection == "motion":
             informative = top_ids(scores, num_informative)  # (B, K + M), by falling score
-            shuffle = self._noise(noise, patches, num_informative).argsort(dim=-1, stable=True)
+            shuffle = sorted_ids(self._noise(noise, patches, num_informative))
             order = informative.gather(1, shuffle)
         elif config.token_selection == "random":
-            order = self._noise(noise, patches, slots * rows * columns).argsort(dim=-1, stable=True)
+            order = sorted_ids(self._noise(noise, patches, slots * rows * columns))
         else:
-            places = self._noise(noise, patches, rows * columns).argsort(dim=-1, stable=True)
+            places = sorted_ids(self._noise(noise, patches, rows * columns))
             seen, informative = num_visible // slots, num_informative // slots
             parts = places[:, :seen], places[:, seen:informative]
             return tuple(tube_ids(part, slots, rows * columns) for part in parts)
@@ -734,6 +742,9 @@ class EverestModel(EverestPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.projection = value
 
     def encode(self, hidden_states, output_hidden_states: bool = False, output_attentions: bool = False):
         """Run layers and final norm on embedded tokens (B, K, D)."""
