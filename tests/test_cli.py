@@ -119,6 +119,19 @@ def test_predict_pipeline_and_evaluation_give_the_same_logits(tmp_path, capsys, 
         assert printed == pytest.approx(scored, abs=1e-6)
 
 
+def test_predict_over_views_is_the_mean_of_their_softmax(clip, finetuned, tmp_path, capsys):
+    model = EverestForVideoClassification.from_pretrained(finetuned).eval()
+    config = model.config
+    counts = {"num_frames": config.num_frames, "num_segments": 2, "num_crops": 3}
+    rows = load_videos(write_list(tmp_path / "list.txt", [(clip, 0)]))
+    views = VideoViews(rows, config.frame_size, frame_step=FRAME_STEP, **counts)[0]["pixel_values"]
+    with torch.no_grad():
+        logits = model(normalize(views, config.image_mean, config.image_std)).logits
+    printed = labels_of(run_well(capsys, "predict", clip, "--model", finetuned, "--views", "2x3", "--json"))
+    assert [printed[name] for name in LABELS] == pytest.approx(logits.softmax(-1).mean(0).tolist(), abs=1e-6)
+    assert printed != labels_of(run_well(capsys, "predict", clip, "--model", finetuned, "--json"))
+
+
 def test_predict_prints_the_most_probable_labels_first(clip, finetuned, capsys):
     lines = run_well(capsys, "predict", clip, "--model", finetuned, "--top-k", 3).splitlines()
     assert lines[0] == clip
