@@ -36,7 +36,7 @@ def load_videos(
     - a list file with "path label" a line, split at the last blank, so that a path may contain blanks; a label is an
       integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
     - a folder with a folder of videos for each class; `split` then names a sub-folder such as "train";
-    - a data set (see `everest_hf.data.tables`): parquet, arrow, webdataset .tar or .jsonl files by path or pattern, a
+    - a data set (see `everest_hf.data.tables`): parquet, arrow or webdataset .tar files by path or pattern, a
       folder of them, a folder of `save_to_disk`, or a name on the Hub, "owner/name" or "owner/name:config". `split`
       is needed where there are several, `video_column` and `label_column` where the columns are not told by their
       names and types; "json.label" is a field of a column.

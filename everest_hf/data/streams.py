@@ -2,12 +2,12 @@
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
 from typing import Any
 
 import torch
 from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from ..video import VideoError
@@ -69,22 +69,28 @@ class StreamedClips(torch.utils.data.IterableDataset):
         yield from itertools.islice(self._readable(itertools.islice(rows, before, None), epoch), after - before)
 
     def _part(self, epoch: int, member: int, members: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one of the processes, over and over."""
-        # As many groups of files as can be, and in each of them the processes that read it together.
-        groups = min(members, self.rows.num_shards)
+        """Yield the rows of one of the readers, over and over: of every so-many-th file, or of one its share."""
+        files = self._random(epoch, 0).sample(range(self.rows.num_shards), self.rows.num_shards)
+        groups = min(members, len(files))
         group, rank = member % groups, member // groups
-        part = self.rows.shard(num_shards=groups, index=group, contiguous=False)
-        for number in itertools.count():
-            seed = seed_of(seed=self.reader.seed, epoch=epoch, index=number)
-            shuffled = part.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
-            size = len(range(group, members, groups))
-            own = split_dataset_by_node(shuffled, rank=rank, world_size=size)
-            # Not iter(): in a worker of a data loader that would divide the rows once more.
-            batch = None
-            for batch in own.iter(batch_size=1):
-                yield {name: values[0] for name, values in batch.items()}
-            if batch is None:
+        readers = len(range(group, members, groups))  # which share what files the group has
+        for number in itertools.count(1):
+            row, random = None, self._random(epoch, number)
+            own = random.sample(files[group::groups], len(files[group::groups]))
+            rows = itertools.chain.from_iterable(itertools.islice(self._file(i), rank, None, readers) for i in own)
+            for row in _shuffled(rows, self.shuffle_buffer, random):
+                yield row
+            if row is None:
                 raise ValueError(f"the stream has fewer videos than the {members} processes that read it")
+
+    def _random(self, epoch: int, number: int) -> Random:
+        return Random(seed_of(seed=self.reader.seed, epoch=epoch, index=number))
+
+    def _file(self, number: int) -> Iterator[dict[str, Any]]:
+        file = self.rows.shard(num_shards=self.rows.num_shards, index=number)
+        # Not with iter(): in a worker of a data loader that would divide the rows once more.
+        for row in file.iter(batch_size=1):
+            yield {name: values[0] for name, values in row.items()}
 
     def _readable(self, rows: Iterator[dict[str, Any]], epoch: int) -> Iterator[dict[str, Any]]:
         bad: list[tuple[str, str]] = []
@@ -100,6 +106,20 @@ class StreamedClips(torch.utils.data.IterableDataset):
                 continue
             yield {**item, "bad": bad}
             bad = []
+
+
+def _shuffled(rows: Iterable, buffer_size: int, random: Random) -> Iterator:
+    """Yield the rows, each drawn from a buffer that the next one then enters."""
+    buffer: list = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        place = random.randrange(buffer_size)
+        yield buffer[place]
+        buffer[place] = row
+    random.shuffle(buffer)
+    yield from buffer
 
 
 def _number_of(video: Any) -> int:

@@ -1,4 +1,4 @@
-"""Data sets that `datasets` opens: parquet, arrow, webdataset and JSON lines files, saved folders, names on the Hub.
+"""Data sets that `datasets` opens: parquet, arrow and webdataset files, saved folders, names on the Hub.
 
 A row holds a video in a column of paths, of bytes, or of both ({"bytes", "path"}, the type Video), and perhaps a label.
 """
@@ -26,7 +26,7 @@ from datasets import (
 from .rows import Row, as_cell, encode_labels
 
 # The builders of `datasets` by the suffix of the files.
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json"}
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<name>[\w.-]+))?")
 # Where a label is looked for: the usual name, then what webdataset makes of .cls, .json and .txt files.
 _LABELS, _WEBDATASET_LABELS = ("label",), ("cls", "json.label", "txt")
@@ -89,12 +89,20 @@ def open_table(
             return splits[_chosen(split, list(splits), source)]
         splits = load_dataset(**arguments, streaming=True)  # which reads no more than what there is
         split = _chosen(split, list(splits), source)
-        return splits[split] if streaming else load_dataset(**arguments, split=split)
+        # Streams of the Hub decode with torchcodec by themselves, which no change of the columns' types ends.
+        if streaming:
+            return splits[split] if splits[split].features is None else splits[split].decode(False)
+        return load_dataset(**arguments, split=split)
     except _SplitError:
         raise
     except Exception as error:  # of all libraries between the name and the data
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{source}: cannot be opened as a data set: {reason[0]}") from error
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        what = "cannot be opened as a data set" if _is_local(arguments) else "no file or folder here; on the Hub"
+        raise ValueError(f"{source}: {what}: {reason}") from error
+
+
+def _is_local(arguments: dict[str, Any]) -> bool:
+    return "data_files" in arguments or os.path.isdir(arguments["path"])
 
 
 class _SplitError(ValueError):
@@ -153,6 +161,8 @@ def columns_of(features: Features, video: str | None, label: str | None, source:
     video = _video_column(features, way, source) if video is None else video
     if video not in features:
         raise ValueError(f"{source}: has no column {video!r}; it has {list(features)}")
+    if not (_holds_bytes(features[video]) or features[video] == Value("string")) or (video,) == way:
+        raise ValueError(f"{source}: the column {video!r} does not hold videos; the columns are {list(features)}")
     return Columns(video, way, _at(features, way))
 
 
@@ -262,7 +272,10 @@ def stream_rows(
     if columns.label:
         if class_names is None and problem_type != "regression":
             if num_labels is None:
-                raise ValueError(f"{source}: a stream does not tell how many classes it has; add num_labels to config")
+                raise ValueError(
+                    f"{source}: a stream does not tell its classes beforehand; it needs labels that are a ClassLabel, "
+                    "or integers and num_labels in config"
+                )
             class_names = [str(i) for i in range(num_labels)]
         _, features["label"] = encode_labels([], class_names, None, problem_type)
     table = _as_stored(table, columns)
