@@ -28,10 +28,17 @@ from .data import (
     collate,
     load_videos,
 )
-from .modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
+from .evaluation import problem_type_of, share_of_batches
+from .modeling_everest import (
+    EverestForPreTraining,
+    EverestForVideoClassification,
+    EverestLayer,
+    EverestPreTrainedModel,
+)
 from .optim import MovingAverage, cosine_schedule, parameter_groups
 from .progress import LOG, check_tracker
 from .recipe import Recipe, load_recipe
+from .report import REPORT
 from .video_processing_everest import EverestVideoProcessor
 from .visualize import draw_curves, draw_kept_tokens, take_slots
 
@@ -61,17 +68,23 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED and recipe.ema:
         raise ValueError("ema is not offered with DeepSpeed, which keeps the weights to itself; FSDP2 has it")
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        _shard_on_cpus(accelerator)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _prepare_sharding(accelerator)
     _use_all_cores(accelerator)
     return accelerator
 
 
-def _shard_on_cpus(accelerator: Accelerator) -> None:
-    """Let Accelerate shard on CPUs too: its FSDP2 works there, but it starts it on accelerators alone."""
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    for state in (PartialState(), accelerator.state):
-        state.distributed_type = DistributedType.FSDP
+def _prepare_sharding(accelerator: Accelerator) -> None:
+    """Shard layer by layer where the configuration names no classes, and on CPUs too."""
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate's FSDP2 works on CPUs, but it starts it on accelerators alone.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        for state in (PartialState(), accelerator.state):
+            state.distributed_type = DistributedType.FSDP
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        # Not the embeddings, the model's other unit: Accelerate shards their projection on its own, and twice fails.
+        plugin.transformer_cls_names_to_wrap = [EverestLayer.__name__]
 
 
 def _use_all_cores(accelerator: Accelerator) -> None:
@@ -103,15 +116,27 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
     labelled = recipe.task == "finetune"
-    train = load_videos(recipe.train, data_root=recipe.data_root, labels_required=labelled)
+    options = {"data_root": recipe.data_root, "labels_required": labelled, "problem_type": recipe.problem_type}
+    train = load_videos(recipe.train, **options)
     if recipe.val is None:
         return train, None
     names = class_names_of(train)
-    bound = None if names or not labelled else max(train["label"]) + 1
-    val = load_videos(
-        recipe.val, data_root=recipe.data_root, labels_required=labelled, class_names=names, num_labels=bound
-    )
-    return train, val
+    has_integers = labelled and names is None and recipe.problem_type != "regression"
+    bound = max(train["label"]) + 1 if has_integers else None
+    return train, load_videos(recipe.val, class_names=names, num_labels=bound, **options)
+
+
+def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
+    """Return the rows of validation, with the classes of a trained model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
+    """
+    if recipe.task == "pretrain":
+        return load_videos(recipe.val, data_root=recipe.data_root, labels_required=False)
+    problem_type = problem_type_of(config)
+    names = None if problem_type == "regression" else [config.id2label[i] for i in range(config.num_labels)]
+    return load_videos(recipe.val, data_root=recipe.data_root, class_names=names, problem_type=problem_type)
 
 
 def check_videos(
@@ -122,12 +147,14 @@ def check_videos(
     Only the main process does.
 
     Raises:
-        ValueError: more training videos than max_bad_fraction, or any of validation, cannot be read.
+        ValueError: more training videos than max_bad_fraction, or any of validation, cannot be read; the latter are
+            only named with count_bad_as_wrong.
     """
     if not accelerator.is_main_process:
         return
     needed = frames_needed(config, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling)
-    for rows, source, share in ((train, recipe.train, recipe.max_bad_fraction), (val, recipe.val, 0.0)):
+    bad_share = 1.0 if recipe.count_bad_as_wrong else 0.0
+    for rows, source, share in ((train, recipe.train, recipe.max_bad_fraction), (val, recipe.val, bad_share)):
         errors = check_readable(rows, frames_needed=needed) if rows is not None else []
         if len(errors) > share * len(rows or ()):
             raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
@@ -171,8 +198,25 @@ def count_steps(recipe: Recipe, num_videos: int, num_processes: int) -> tuple[in
 
 def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int):
     """Return the training loader, its sampler, and a function of (segments, crops) that makes a validation loader."""
-    sampling = sampling_of(recipe, config)
-    workers = {
+    clips = VideoClips(train, build_transform(recipe, config), seed=recipe.seed, **sampling_of(recipe, config))
+    sampler = EpochSampler(clips, total_batch)
+    train_loader = DataLoader(
+        clips,
+        batch_size=recipe.batch_size,
+        sampler=sampler,
+        persistent_workers=recipe.num_workers > 0,
+        **_workers_of(recipe),
+    )
+
+    def val_loader(num_segments: int, num_crops: int) -> DataLoader:
+        return build_val_loader(recipe, config, val, num_segments, num_crops)
+
+    return train_loader, sampler, val_loader
+
+
+def _workers_of(recipe: Recipe) -> dict:
+    """Return how a loader decodes, as arguments of DataLoader."""
+    return {
         "num_workers": recipe.num_workers,
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
@@ -181,22 +225,6 @@ def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Da
         "generator": torch.Generator(),
         "worker_init_fn": _outlive_sigterm,
     }
-    clips = VideoClips(train, build_transform(recipe, config), seed=recipe.seed, **sampling)
-    sampler = EpochSampler(clips, total_batch)
-    train_loader = DataLoader(
-        clips,
-        batch_size=recipe.batch_size,
-        sampler=sampler,
-        persistent_workers=recipe.num_workers > 0,
-        **workers,
-    )
-
-    def val_loader(num_segments: int, num_crops: int) -> DataLoader:
-        views = VideoViews(val, config.frame_size, num_segments=num_segments, num_crops=num_crops, **sampling)
-        batch_size = max(1, recipe.batch_size // (num_segments * num_crops))
-        return DataLoader(views, batch_size=batch_size, **workers)
-
-    return train_loader, sampler, val_loader
 
 
 def _outlive_sigterm(_: int) -> None:
@@ -210,6 +238,29 @@ def _end_when_parent_says() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def build_val_loader(
+    recipe: Recipe, config: EverestConfig, val: Dataset, num_segments: int, num_crops: int
+) -> DataLoader:
+    """Return the loader of this process's share of the validation videos, for `evaluate_model`."""
+    state = PartialState()
+    sampling = sampling_of(recipe, config)
+    views = VideoViews(
+        val, config.frame_size, num_segments=num_segments, num_crops=num_crops, count_unreadable=True, **sampling
+    )
+    batches = share_of_batches(
+        num_videos=len(views),
+        batch_size=max(1, recipe.batch_size // (num_segments * num_crops)),
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    return DataLoader(views, batch_sampler=batches, **_workers_of(recipe))
+
+
+def final_views(recipe: Recipe) -> tuple[int, int]:
+    """Return the segments and crops of the final evaluation; pre-training is judged by single views."""
+    return (recipe.segments, recipe.crops) if recipe.task == "finetune" else (1, 1)
 
 
 def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -286,9 +337,7 @@ def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
     """
     cls, values = MODEL_CLASSES[recipe.task], dict(recipe.config)
     if recipe.task == "finetune":
-        names = class_names_of(train) or [str(i) for i in range(max(train["label"]) + 1)]
-        values |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        values.setdefault("problem_type", "single_label_classification")
+        values |= {"problem_type": recipe.problem_type, **_labels_of(recipe, train)}
     if recipe.model is None:
         model = cls(EverestConfig(**values))
     else:
@@ -306,6 +355,45 @@ def finish_model(recipe: Recipe, accelerator: Accelerator, model) -> MovingAvera
     if recipe.compile:
         accelerator.unwrap_model(model).compile()  # in place: its class and the names of its weights stay
     return MovingAverage(model.parameters(), recipe.ema) if recipe.ema else None
+
+
+def _labels_of(recipe: Recipe, train: Dataset) -> dict:
+    """Return the fields of the configuration that say what the outputs of a classifier are."""
+    if recipe.problem_type == "regression":
+        return {"num_labels": 1}
+    names = class_names_of(train) or [str(i) for i in range(max(train["label"]) + 1)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def model_to_evaluate(recipe: Recipe) -> str:
+    """Return the model that eval_only is about: of the finished run in output_dir, unless the recipe names another.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    finished = Path(recipe.output_dir) / "model"
+    if finished.is_dir() and recipe.model in (None, load_recipe(finished.with_name("recipe.yaml")).model):
+        return str(finished)
+    if recipe.model is None:
+        raise ValueError(f"model is None, and {finished} is not there; --eval_only needs one of them")
+    return recipe.model
+
+
+def load_trained(recipe: Recipe) -> EverestPreTrainedModel:
+    """Return the model to evaluate.
+
+    Raises:
+        ValueError: there is none, or it cannot be loaded as what the task needs.
+    """
+    source, cls = model_to_evaluate(recipe), MODEL_CLASSES[recipe.task]
+    try:
+        model, info = cls.from_pretrained(source, output_loading_info=True, **recipe.config)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"model {source}: {str(error).splitlines()[0]}") from error
+    if info["missing_keys"]:
+        lacking = sorted(info["missing_keys"])[0]
+        raise ValueError(f"model {source} has no {lacking}: it was not trained for task={recipe.task}")
+    return model
 
 
 def build_processor(recipe: Recipe, config: EverestConfig) -> EverestVideoProcessor:
@@ -359,9 +447,9 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
 
 
 def _remove_run(folder: Path) -> None:
-    for name in ("checkpoints", "model"):
+    for name in ("checkpoints", "model", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", LOG):
+    for name in ("recipe.yaml", LOG, *REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,257 @@
+"""Several processes, accumulated batches and shards: the run of one process with the whole batch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import train, train_on
+from safetensors.torch import load_file, save_file
+from tiny import TINY, tiny_config
+from transformers import AutoModelForPreTraining
+from videos import write_class_folders
+
+from everest_hf import EverestForPreTraining, EverestForVideoClassification
+from everest_hf.training import selection_noise, uniform
+
+CLASSES = ("left", "right", "up")
+MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
+MODEL = {name: value for name, value in MODEL.items() if name != "num_labels"}
+# Nine videos in steps of four clips: two steps an epoch, one video left out. Frame selection draws, too.
+PRETRAIN = {
+    "train": "videos/train",
+    "val": "videos/val",
+    "config": {**MODEL, "frame_oversampling": 1.5},
+    "frame_step": 1,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "batch_size": 4,
+    "base_lr": 0.1,
+    "clip_grad": 0.1,
+    "log_every": 1,
+    "num_workers": 0,
+}
+# Without drop path and erasing, which each process draws on its own; with selections and augmentations that draw.
+FINETUNE = {
+    **PRETRAIN,
+    "task": "finetune",
+    "config": {**MODEL, "token_selection": "random", "drop_path_rate": 0.0},
+    "erasing": 0.0,
+    "segments": 1,
+    "crops": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_class_folders(folder / "videos" / "train", CLASSES, 3)
+    write_class_folders(folder / "videos" / "val", CLASSES, 1)
+    for name, recipe in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["pretrain", "finetune"])
+def whole(request, place) -> Path:
+    """The run of one process with the whole batch."""
+    train(f"{request.param}.yaml", "--output_dir", f"{request.param}_whole", cwd=place).check()
+    return place / f"{request.param}_whole"
+
+
+@pytest.fixture(scope="module")
+def pretrained(place) -> Path:
+    train("pretrain.yaml", "--output_dir", "pretrain_alone", cwd=place).check()
+    return place / "pretrain_alone"
+
+
+def losses_of(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def assert_close(one: Path, other: Path, tolerance: float) -> None:
+    """The same loss curve and the same final weights."""
+    assert losses_of(one) == pytest.approx(losses_of(other), abs=tolerance)
+    left, right = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=tolerance, msg=lambda m: f"{name}: {m}")
+
+
+# --------------------------------------------------------------------------------------------- the same run otherwise
+
+
+def test_two_processes_are_one(place, whole):
+    recipe, folder = f"{whole.name.split('_')[0]}.yaml", place / f"{whole.name}_two"
+    for result in train_on(2, recipe, "--batch_size", 2, "--output_dir", folder, cwd=place):
+        result.check()
+    assert_close(folder, whole, 1e-5)
+
+
+def test_accumulated_batches_are_one(place, whole):
+    recipe, folder = f"{whole.name.split('_')[0]}.yaml", place / f"{whole.name}_parts"
+    options = ["--batch_size", 1, "--gradient_accumulation_steps", 4, "--output_dir", folder]
+    train(recipe, *options, cwd=place).check()
+    assert_close(folder, whole, 1e-6)
+
+
+def test_recomputed_layers_are_the_same_run(place, pretrained):
+    folder = place / "recomputed"
+    train("pretrain.yaml", "--gradient_checkpointing", "--output_dir", folder, cwd=place).check()
+    assert_close(folder, pretrained, 1e-6)
+
+
+def test_bf16_is_nearly_the_same_run(place, pretrained):
+    folder = place / "bf16"
+    (result,) = train_on(
+        1, "pretrain.yaml", "--output_dir", folder, cwd=place, environment={"ACCELERATE_MIXED_PRECISION": "bf16"}
+    )
+    result.check()
+    assert losses_of(folder) == pytest.approx(losses_of(pretrained), rel=0.02)
+    assert losses_of(folder) != losses_of(pretrained)
+    assert {w.dtype for w in load_file(folder / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------------------- shards
+
+
+@pytest.fixture(scope="module")
+def sharded(place) -> Path:
+    """Pre-training with FSDP2 on two processes, stopped after two epochs by its recipe's end and gone on with."""
+    folder = place / "sharded"
+    environment = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    }
+    options = ["--batch_size", 2, "--output_dir", folder, "--ema", 0.5, "--save_every", 0.5]
+    for result in train_on(2, "pretrain.yaml", *options, cwd=place, environment=environment):
+        result.check()
+    (folder / "first_log.jsonl").write_text((folder / "log.jsonl").read_text())
+    for step in (6,):  # as if it had been killed before its last checkpoint
+        (folder / "checkpoints" / f"step-{step:08d}").rename(folder / f"first-{step}")
+    for result in train_on(2, "pretrain.yaml", *options, cwd=place, environment=environment):
+        result.check()
+    return folder
+
+
+def test_shards_train_as_one_process(place, sharded):
+    folder = place / "unsharded"
+    train("pretrain.yaml", "--output_dir", folder, "--ema", 0.5, cwd=place).check()
+    assert_close(sharded, folder, 1e-5)
+
+
+def test_a_sharded_checkpoint_loads_in_one_process(sharded):
+    for folder in (sharded / "model", sharded / "first-6"):
+        model, info = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
+        assert isinstance(model, EverestForPreTraining)
+        assert not any(info.values())
+    names = {path.name for path in (sharded / "model").iterdir()}
+    assert names >= {"modeling_everest.py", "configuration_everest.py", "config.json", "model.safetensors"}
+    assert not [name for name in names if "fsdp" in name]
+
+
+def test_a_sharded_run_goes_on_to_the_same_end(sharded):
+    first, again = (
+        [json.loads(line) for line in (sharded / name).read_text().splitlines()]
+        for name in ("first_log.jsonl", "log.jsonl")
+    )
+    assert [line.get("loss", line.get("val_loss")) for line in again] == pytest.approx(
+        [line.get("loss", line.get("val_loss")) for line in first], abs=1e-7
+    )
+    one, other = (load_file(sharded / name / "model.safetensors") for name in ("first-6", "model"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --------------------------------------------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_diverging_run_stops_in_its_step(place, processes):
+    """An absurd learning rate: the second step's weights overflow, and no checkpoint has them."""
+    folder = place / f"diverged_{processes}"
+    options = ["--base_lr", 1e30, "--min_lr", 0, "--warmup_epochs", 0.5, "--clip_grad", 0, "--save_every", 0.5]
+    options += ["--batch_size", 4 // processes, "--output_dir", folder, "--log_every", 100]
+    results = train_on(processes, "pretrain.yaml", *options, cwd=place)
+    assert [result.returncode for result in results] == [1] * processes, results
+    errors = [line for result in results for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1, errors
+    assert "Traceback" not in results[0].stderr + results[-1].stderr
+    (kept,) = (folder / "checkpoints").glob("step-*")
+    assert kept.name == "step-00000001"  # its learning rate was 0
+    assert all(weight.isfinite().all() for weight in load_file(kept / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_names_its_step(place, pretrained, processes):
+    """A weight of the checkpoint that the run starts from is not a number."""
+    poisoned = place / f"poisoned_{processes}"
+    model = EverestForPreTraining.from_pretrained(pretrained / "model")
+    model.save_pretrained(poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    weights["decoder.mask_token"][:] = torch.nan
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    options = ["--model", poisoned, "--batch_size", 4 // processes, "--output_dir", f"not_finite_{processes}"]
+    results = train_on(processes, "pretrain.yaml", *options, cwd=place)
+    assert [result.returncode for result in results] == [1] * processes, results
+    (error,) = [line for result in results for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "step 1 is not finite: loss nan, gradient norm nan, learning rate 0;" in error
+    assert sum(error.count(f"{name}_{i}.mp4") for name in CLASSES for i in range(3)) == 4  # the clips of the step
+    assert "Traceback" not in results[0].stderr + results[-1].stderr
+    assert not list((place / f"not_finite_{processes}" / "checkpoints").glob("*"))
+
+
+# ------------------------------------------------------------------------------------------- the draws of the selection
+
+
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The first numbers of the generator, with Python's integers."""
+    numbers = []
+    for i in range(1, count + 1):
+        z = (seed + i * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        numbers.append(z ^ (z >> 31))
+    return numbers
+
+
+def test_uniform_is_splitmix64():
+    seeds = [0, 1, 1234567, 2**63 - 1]
+    assert splitmix64(1234567, 2) == [6457827717110365317, 3203168211198807973]  # the published test vector
+    wanted = [[(z >> 40) / 2**24 for z in splitmix64(seed, 5)] for seed in seeds]
+    assert uniform(torch.tensor(seeds), 5).tolist() == wanted
+
+
+def test_uniform_is_uniform():
+    draws = uniform(torch.arange(200) * 977, 1000).numpy()
+    assert 0 <= draws.min() < 1e-4
+    assert 1 - 1e-4 < draws.max() < 1
+    counts, _ = np.histogram(draws, bins=20, range=(0, 1))
+    assert abs(counts / draws.size - 0.05).max() < 0.003  # five standard deviations
+    assert abs(np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]) < 0.015  # neighbouring seeds
+
+
+@pytest.mark.parametrize("selection", ["motion", "random", "tube"])
+@pytest.mark.parametrize("oversampling", [1.0, 1.5])
+@pytest.mark.parametrize("pretraining", [True, False])
+def test_a_clip_draws_by_its_seed_alone(selection, oversampling, pretraining):
+    """In another batch and at another place it keeps its tokens; with another seed it has others."""
+    config = tiny_config(token_selection=selection, frame_oversampling=oversampling)
+    torch.manual_seed(0)
+    model = (EverestForPreTraining if pretraining else EverestForVideoClassification)(config).train()
+    clip = torch.rand(1, config.num_input_frames, 3, *config.frame_size)
+
+    def tokens(seeds: list[int]) -> torch.Tensor:
+        noise = selection_noise(torch.tensor(seeds), config, pretraining=pretraining)
+        output = model(clip.expand(len(seeds), -1, -1, -1, -1), **noise)
+        return output.visible_ids if pretraining else output.kept_ids
+
+    ids = tokens([5, 6, 7])
+    assert torch.equal(tokens([8, 7]), torch.stack([tokens([8])[0], ids[2]]))
+    draws = pretraining or selection != "motion" or oversampling > 1
+    assert torch.equal(ids[0], ids[1]) != draws
+    assert draws == bool(selection_noise(torch.tensor([5]), config, pretraining=pretraining))
