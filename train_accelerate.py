@@ -2,6 +2,7 @@
 
 accelerate launch train_accelerate.py                                the quickstart, on videos that it makes
 accelerate launch train_accelerate.py RECIPE.yaml [--option value]   a run of your own; see recipes/
+accelerate launch train_accelerate.py RECIPE.yaml --eval_only        its model, or another --model, on its videos of val
 """
 
 import math
@@ -112,9 +113,9 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     figures = {}
     if val_rows is not None:
-        views = (recipe.segments, recipe.crops) if recipe.task == "finetune" else (1, 1)
+        views = training.final_views(recipe)
         with averaged(average):
-            figures = evaluate_model(accelerator, model, val_loader(*views), recipe)
+            figures = evaluate_model(accelerator, model, val_loader(*views), recipe, folder)
         log.write(step=step, epoch=recipe.epochs - 1, **figures)
     saved = save_final_model(accelerator, model, processor, folder, average)
     if accelerator.is_main_process:
@@ -125,6 +126,20 @@ def train(recipe: Recipe) -> dict[str, float]:
     accelerator.free_memory()
     if uploads.repo:  # last of all, so that nothing is lost where it fails
         print(f"pushed to {uploads.finish(saved)}")
+    return figures
+
+
+def evaluate(recipe: Recipe) -> dict[str, float]:
+    """Evaluate a trained model as at the end of its training; the files go into a folder of their own."""
+    accelerator = training.build_accelerator(recipe)
+    folder = Path(recipe.output_dir) / "evaluation"
+    model = main_first(accelerator, training.load_trained, recipe)
+    rows = main_first(accelerator, training.load_held_out, recipe, model.config)
+    loader = training.build_val_loader(recipe, model.config, rows, *training.final_views(recipe))
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    figures = evaluate_model(accelerator, model, loader, recipe, folder)
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+    accelerator.print(f"{len(rows)} videos of {recipe.val}: {shown}\nfiles in {folder}")
     return figures
 
 
@@ -143,10 +158,11 @@ def main() -> None:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     try:
         path, options = main_first(state, parse_command_line)
-        if path is None and "train" not in options:
+        if path is None and not {"train", "eval_only"} & options.keys():
             run_quickstart(options, state)
         else:
-            train(main_first(state, load_recipe, path, options))
+            recipe = main_first(state, load_recipe, path, options)
+            (evaluate if recipe.eval_only else train)(recipe)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

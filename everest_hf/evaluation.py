@@ -1,17 +1,70 @@
-"""From views to videos to figures."""
+"""From views to videos to figures.
 
-import os
-from collections.abc import Callable, Collection, Iterable
+Every process works on whole batches of its own. What they find is joined once, at the end, and put in the order of the
+rows: no figure depends on the number of processes.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from . import transforms
+from .configuration_everest import EverestConfig
+from .data.rows import named
 from .metrics import load_metric
+from .ranks import all_write, end_together
 from .recipe import Recipe
+from .report import write_figures, write_predictions
+
+logger = logging.getLogger(__name__)
+
+# From the logits of views to scores, whose mean over a video's views is its answer; and the metric of such scores.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "single_label_classification": partial(torch.softmax, dim=-1),
+    "multi_label_classification": torch.sigmoid,
+    "regression": nn.Identity(),
+}
+METRICS = {
+    "single_label_classification": "video_accuracy",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+# Figures are given to this many digits: with another number of threads, or weights that lie elsewhere in memory, sums
+# are taken in another order, which shows in the seventh.
+SIGNIFICANT_DIGITS = 5
+# Seconds of an evaluation before its progress is shown.
+PROGRESS_AFTER = 5
+
+
+def problem_type_of(config: EverestConfig) -> str:
+    """Return the problem type of a classifier, as its loss takes it where the configuration does not say."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+# -------------------------------------------------------------------------------------------------- views to videos
+
+
+def share_of_batches(*, num_videos: int, batch_size: int, rank: int = 0, num_processes: int = 1) -> list[list[int]]:
+    """Return the batches of rows that fall to one process: those of a single process, dealt out in turn.
+
+    A batch holds the same videos for any number of processes, as the last bits of a result depend on what else is in
+    its batch. All processes get as many batches, as they may have to work in step: where the count does not divide,
+    the first ones come up twice, and `join` counts them once.
+    """
+    batches = [list(range(i, min(i + batch_size, num_videos))) for i in range(0, num_videos, batch_size)]
+    share = batches[rank::num_processes]
+    rounds = -(-len(batches) // num_processes)
+    return share + batches[: rounds - len(share)]
 
 
 @torch.no_grad()
@@ -20,68 +73,144 @@ def predict_videos(
     batches: Iterable[dict],
     *,
     to_pixel_values: Callable[[torch.Tensor], torch.Tensor],
-    gather: Callable = lambda tensors: tensors,
+    problem_type: str = "single_label_classification",
 ) -> dict[str, torch.Tensor]:
-    """Classify videos by the mean of the softmax over their views.
+    """Score videos by the mean, over their views, of the softmax (several labels: sigmoid; regression: the output).
 
-    batches: `pixel_values` uint8 (B, V, T, C, h, w), `labels` (B,), `index` (B,). to_pixel_values: uint8 to
-    normalised floats. gather: joins the tensors of all processes, without duplicates. Returns, on the CPU,
-    `probabilities` (videos, classes) float32, `labels` (videos,), `index` (videos,).
+    batches: `pixel_values` uint8 (B, V, T, C, h, w), `labels` (B,) or (B, labels), `index` (B,), and perhaps
+    `unreadable` bool (B,): the scores of such a video are zeros, no answer. to_pixel_values: uint8 to normalised
+    floats. Returns `scores` (videos, labels) float32, `labels` and `index`, on the model's device.
     """
     model.eval()
-    gathered = []
+    found = []
     for batch in batches:
         views = batch["pixel_values"]  # (B, V, T, C, h, w)
-        logits = model(pixel_values=to_pixel_values(views.flatten(0, 1))).logits  # (B * V, classes)
-        probabilities = logits.float().softmax(dim=-1).unflatten(0, views.shape[:2]).mean(dim=1)
-        gathered.append(gather((probabilities, batch["labels"], batch["index"])))
-    columns = zip(*gathered, strict=True)
-    return dict(
-        zip(("probabilities", "labels", "index"), (torch.cat(column).cpu() for column in columns), strict=True)
-    )
+        logits = model(pixel_values=to_pixel_values(views.flatten(0, 1))).logits  # (B * V, labels)
+        scores = ACTIVATIONS[problem_type](logits.float()).unflatten(0, views.shape[:2]).mean(dim=1)
+        if "unreadable" in batch:
+            scores = scores.masked_fill(batch["unreadable"][:, None], 0)
+        found.append((scores, batch["labels"], batch["index"]))
+    return dict(zip(("scores", "labels", "index"), map(torch.cat, zip(*found, strict=True)), strict=True))
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module,
-    batches: Collection[dict],
-    *,
-    to_pixel_values: Callable[[torch.Tensor], torch.Tensor],
-    gather: Callable = lambda tensors: tensors,
-) -> float:
-    """Return the mean pre-training loss over videos, each view counted once, in evaluation mode (a fixed draw).
+def video_losses(
+    model: nn.Module, batches: Iterable[dict], *, to_pixel_values: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return `loss` (videos,) of pre-training and `index` (videos,), in evaluation mode: with a fixed draw.
 
-    Arguments as in `predict_videos`; batches has a length.
+    Arguments as in `predict_videos`. The mean loss of a batch stands for each of its videos.
     """
     model.eval()
-    losses = []
-    for i, batch in enumerate(batches, 1):
-        views = batch["pixel_values"]  # (B, V, T, C, h, w)
-        # On several processes the last batch may be filled up with copies, and `gather` drops them: no video's loss
-        # may be mixed with theirs. Elsewhere a batch's mean stands for each of its videos.
-        parts = views.split(1 if i == len(batches) else len(views))
-        means = [model(pixel_values=to_pixel_values(part.flatten(0, 1))).loss.float() for part in parts]
-        losses.append(gather(torch.cat([loss.repeat(len(part)) for loss, part in zip(means, parts, strict=True)])))
-    return float(torch.cat(losses).mean())
+    found = []
+    for batch in batches:
+        loss = model(pixel_values=to_pixel_values(batch["pixel_values"].flatten(0, 1))).loss.float()
+        found.append((loss.repeat(len(batch["index"])), batch["index"]))
+    return dict(zip(("loss", "index"), map(torch.cat, zip(*found, strict=True)), strict=True))
 
 
-def evaluate_model(accelerator: Accelerator, model, loader: DataLoader, recipe: Recipe) -> dict[str, float]:
-    """Return the figures on a validation loader: the loss of pre-training, or accuracies of classification."""
+def join(accelerator: Accelerator, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what all processes found, on the CPU: each video once, in the order of the rows.
+
+    found: tensors with a row a video, the same keys in every process; `index` (videos,) says which.
+    """
+    # Processes may have found different numbers of videos; -1 is no video's index.
+    padded = {name: accelerator.pad_across_processes(rows, pad_index=-1) for name, rows in found.items()}
+    joined = {name: accelerator.gather(rows).cpu() for name, rows in padded.items()}
+    index, places = np.unique(joined["index"].numpy(), return_index=True)
+    return {name: rows[torch.from_numpy(places[index >= 0])] for name, rows in joined.items()}
+
+
+# ------------------------------------------------------------------------------------------------ videos to figures
+
+
+def figures_of(scores: torch.Tensor, labels: torch.Tensor, problem_type: str) -> dict[str, float]:
+    """Return the loss of scores (videos, labels) and the figures of the problem type's metric.
+
+    The loss is that of the videos that have an answer; a row of zeros is none where classes are predicted.
+    """
+    if problem_type == "regression":
+        scores, labels = scores.flatten(), labels.flatten()
+        loss = F.mse_loss(scores.double(), labels.double())
+    else:
+        answered = scores.any(dim=-1)
+        loss = _likelihood_loss(scores[answered].double(), labels[answered], problem_type)
+    metric = load_metric(METRICS[problem_type], keep_in_memory=True)
+    figures = metric.compute(predictions=scores.double().numpy(), references=labels.numpy())
+    return {"loss": float(loss), **figures}
+
+
+def _likelihood_loss(probabilities: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy(probabilities, labels.double())
+    return F.nll_loss(probabilities.clamp_min(1e-12).log(), labels)
+
+
+def evaluate_model(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, recipe: Recipe, folder: Path | None = None
+) -> dict[str, float]:
+    """Return the figures on a validation set: the loss of pre-training, or those of `figures_of`; "val_" leads names.
+
+    Every process calls it. loader: this process's batches (`share_of_batches`) of a VideoViews that counts unreadable
+    videos. folder: for figures.json and the files of `write_predictions`.
+
+    Raises:
+        ValueError: videos cannot be read, and the recipe does not count them as wrong. OSError: a file cannot be
+            written. The main process raises, the others exit.
+    """
     config = accelerator.unwrap_model(model).config
-    options = {
-        "to_pixel_values": partial(transforms.normalize, mean=config.image_mean, std=config.image_std),
-        "gather": accelerator.gather_for_metrics,
-    }
-    loader = accelerator.prepare(loader)
+    problem_type = None if recipe.task == "pretrain" else problem_type_of(config)
     was_training = model.training
-    try:
-        if recipe.task == "pretrain":
-            return {"val_loss": mean_loss(model, loader, **options)}
-        predicted = predict_videos(model, loader, **options)
-    finally:
-        model.train(was_training)
-        accelerator._dataloaders.remove(loader)  # prepared for this once; a checkpoint must not look for it
-    metric = load_metric("video_accuracy", experiment_id=f"{os.getpid()}")
-    figures = metric.compute(predictions=predicted["probabilities"].double().numpy(), references=predicted["labels"])
-    likelihood = predicted["probabilities"].gather(1, predicted["labels"][:, None]).clamp_min(1e-12)
-    return {"val_loss": float(-likelihood.log().mean()), **{f"val_{name}": value for name, value in figures.items()}}
+    found, bad = _find(accelerator, model, loader, config, problem_type)
+    model.train(was_training)
+    if bad and not (recipe.count_bad_as_wrong and _has_answers(found, problem_type)):
+        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
+        end_together(ValueError(f"{recipe.val}: unreadable validation videos: {culprits}"))
+    if problem_type is None:
+        figures = {"loss": float(found["loss"].double().mean())}
+    else:
+        figures = figures_of(found["scores"], found["labels"], problem_type)
+    figures = {f"val_{name}": float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in figures.items()}
+    if bad:
+        figures["val_unreadable"] = int((found["scores"] == 0).all(dim=-1).sum())
+    if folder is not None:
+        rows = loader.dataset.rows
+        all_write(f"the evaluation in {folder}", _report, accelerator, folder, figures, found, bad, config, rows)
+    return figures
+
+
+def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return what all processes together find out about the videos, and the unreadable ones with their reasons."""
+    bad: dict[str, str] = {}
+    batches = _on_device(loader, accelerator, bad)
+    to_pixel_values = partial(transforms.normalize, mean=config.image_mean, std=config.image_std)
+    if problem_type is None:
+        found = video_losses(model, batches, to_pixel_values=to_pixel_values)
+    else:
+        found = predict_videos(model, batches, to_pixel_values=to_pixel_values, problem_type=problem_type)
+    return join(accelerator, found), dict(gather_object(list(bad.items())))
+
+
+def _has_answers(found: dict[str, torch.Tensor], problem_type: str | None) -> bool:
+    """Say whether there is an answer at all, right or wrong: not of a model that predicts pixels or numbers."""
+    return problem_type in ("single_label_classification", "multi_label_classification") and found["scores"].any()
+
+
+def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
+    """Write the files of an evaluation and name the videos that counted as wrong; the main process does."""
+    if not accelerator.is_main_process:
+        return
+    write_figures(folder, figures)
+    if "scores" in found:
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        write_predictions(folder, problem_type_of(config), names, rows, found["scores"], found["labels"])
+    for path, reason in sorted(bad.items()):
+        logger.warning("unreadable, counted as wrong: %s: %s", path, reason)
+
+
+def _on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:
+    """Yield the batches of a loader on the device, with progress, and note unreadable videos with their reasons."""
+    hidden = not accelerator.is_main_process
+    for batch in tqdm(loader, "evaluation", unit="batch", leave=False, delay=PROGRESS_AFTER, disable=hidden):
+        bad.update(batch.pop("bad"))
+        yield send_to_device(batch, accelerator.device, non_blocking=True)

@@ -9,39 +9,40 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from .data.rows import as_cell
 from .metrics import load_metric
 from .visualize import draw_confusion
 
+# The files of an evaluation.
+FIGURES, PREDICTIONS, CONFUSION, PICTURE = "figures.json", "predictions.csv", "confusion.csv", "confusion.png"
+REPORT = (FIGURES, PREDICTIONS, CONFUSION, PICTURE)
 # Classes that are named for a video, the likeliest first.
 NAMED_CLASSES = 5
 
 
 def write_figures(folder: Path, figures: dict) -> None:
     """Write figures.json, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "figures.json", lambda path: path.write_text(json.dumps(figures, indent=2) + "\n"))
+    _write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(figures, indent=2) + "\n"))
 
 
-def write_report(
+def write_predictions(
     folder: Path, problem_type: str, names: Sequence[str], rows: Dataset, scores: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    """Write predictions.csv and, of videos of one class each, confusion.csv and confusion.png.
+    """Write predictions.csv into a folder and, of videos of one class each, confusion.csv and confusion.png.
 
     Each file is written whole or not at all. names: those of the labels. rows: the videos, in the order of scores
     (videos, labels) and labels (videos,) or (videos, labels), on the CPU. A row of scores that is zeros is no answer.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    header, lines = PREDICTIONS[problem_type](names, scores, labels)
+    header, lines = PREDICTED[problem_type](names, scores, labels)
     paths = [_path_of(row["video"], i) for i, row in enumerate(rows.select_columns("video"))]
     lines = [["video", *header], *([path, *line] for path, line in zip(paths, lines, strict=True))]
-    _write_whole(folder / "predictions.csv", lambda path: _write_csv(path, lines))
+    _write_whole(folder / PREDICTIONS, lambda path: _write_csv(path, lines))
     if problem_type == "single_label_classification":
         _write_confusion(folder, names, scores, labels)
 
 
-def _path_of(video: str | dict, index: int) -> str:
-    path = video["path"] if isinstance(video, dict) else video
-    return path or f"row {index}"
+def _path_of(video: str | bytes | dict, index: int) -> str:
+    return as_cell(video)["path"] or f"row {index}"
 
 
 def _class_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]]:
@@ -75,7 +76,7 @@ def _number_predictions(names, scores, labels) -> tuple[list[str], Iterator[list
     return ["label", "predicted"], ([_number(label), _number(predicted)] for label, predicted in pairs)
 
 
-PREDICTIONS: dict[str, Callable] = {
+PREDICTED: dict[str, Callable] = {
     "single_label_classification": _class_predictions,
     "multi_label_classification": _multi_label_predictions,
     "regression": _number_predictions,
@@ -92,8 +93,8 @@ def _write_confusion(folder: Path, names: Sequence[str], scores: torch.Tensor, l
     columns = [*names, "unreadable"] if counts[:, -1].any() else list(names)
     counts = counts[:, : len(columns)]
     lines = [["label", *columns], *([name, *row] for name, row in zip(names, counts.tolist(), strict=True))]
-    _write_whole(folder / "confusion.csv", lambda path: _write_csv(path, lines))
-    _write_whole(folder / "confusion.png", lambda path: draw_confusion(counts, names, columns, path))
+    _write_whole(folder / CONFUSION, lambda path: _write_csv(path, lines))
+    _write_whole(folder / PICTURE, lambda path: draw_confusion(counts, names, columns, path))
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
@@ -103,6 +104,7 @@ def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under another name of the same suffix, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{path.name}")
     write(aside)
     os.replace(aside, path)

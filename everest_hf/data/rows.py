@@ -147,6 +147,8 @@ def _label_lists(
 ) -> tuple[list[list[int]], list[str]]:
     """Return the labels of each row, a list or joined by commas, as integers, and the names of all labels."""
     of_rows = [row.label if isinstance(row.label, list) else row.label.split(",") for row in rows]
+    empty = [f"{row.where} ({row.label!r})" for row, of_row in zip(rows, of_rows, strict=True) if "" in of_row]
+    refuse(empty, "an empty name among the labels")
     parts = [row._replace(label=part) for row, of_row in zip(rows, of_rows, strict=True) for part in of_row]
     flat, names = _integer_labels(parts, class_names, num_labels)
     labels = iter(flat)
