@@ -192,8 +192,8 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     growing = path.with_name(f"{path.name}.growing")
     try:
         write(growing)
-    except SafetensorError as error:  # a full disk, for instance; it is no OSError
-        raise OSError(f"{path}: {error}") from error
+    except (OSError, SafetensorError) as error:  # a full disk, for instance, whose error may not name the file
+        raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     os.replace(growing, path)
 
 
