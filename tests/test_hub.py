@@ -106,6 +106,10 @@ with torch.no_grad():
     numpy.save(out, model(pixel_values).logits)
 for source in (name, folder):
     print(json.dumps(pipeline("video-classification", model=source, **load)(video, top_k=2)))
+with torch.no_grad():
+    model.classifier.bias += 1
+model.push_to_hub(name)
+processor.push_to_hub(name)
 """
 
 
@@ -113,7 +117,9 @@ def test_what_is_pushed_gives_the_same_logits_by_name_where_the_package_is_not(s
     pushed = run(["push", model, "tester/clips", "--private"], server, tmp_path / "home")
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.split() == [f"{server.url}/tester/clips"]
-    assert server.repos["tester/clips"].private
+    repo = server.repos["tester/clips"]
+    assert repo.private
+    first = repo.files()
     video, out = write_clip(tmp_path / "clip.mp4"), tmp_path / "logits.npy"
     loaded = run(["tester/clips", model, video, out], server, tmp_path / "elsewhere", code=BY_NAME)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
@@ -127,6 +133,10 @@ def test_what_is_pushed_gives_the_same_logits_by_name_where_the_package_is_not(s
         entries = json.loads(line)
         assert [entry["label"] for entry in entries] == [classifier.config.id2label[i] for i in best.indices.tolist()]
         assert [entry["score"] for entry in entries] == pytest.approx(best.values.tolist(), abs=1e-6)
+
+    # What that process has pushed in its turn is as whole; card and code are as they were.
+    assert len(repo.messages) > 2
+    assert {name for name, content in repo.files().items() if content != first.get(name)} == {"model.safetensors"}
 
 
 @pytest.fixture(scope="module")
