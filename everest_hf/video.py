@@ -1,26 +1,31 @@
-"""The only place that opens a video file: frame indices, reading, errors.
+"""The only place that opens a video file: frame indices, reading, errors. The decoders are those of decoders.py.
 
-A file that is missing, empty, truncated, not a video, or that the decoder fails on is a VideoError. Flipped bits that
-still decode are not seen: video codecs carry no checksums, and decoders conceal what they can.
+Frame i is the i-th that the file shows, upright, whatever its time: a variable frame rate changes nothing. All decoders
+give the same pixels, bit for bit, except where frames are asked for smaller (see `open_video`).
+
+A file that is missing, empty, truncated, not a video, or that the decoder fails on or hangs on is a VideoError. Flipped
+bits that still decode are not seen: video codecs carry no checksums, and decoders conceal what they can.
 """
 
 import io
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from fractions import Fraction
+from typing import BinaryIO
 
-import av
 import torch
 
+from .deadline import Overdue, call_within
+from .decoders import BACKENDS, DECODERS, Decoder, Header, SequentialDecoder, header_of, usable_backend
 from .video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
 
 __all__ = [
+    "BACKENDS",
     "DECODERS",
     "FRAME_SAMPLINGS",
+    "TIME_LIMIT",
     "Decoder",
     "VideoError",
     "VideoInfo",
@@ -31,7 +36,11 @@ __all__ = [
     "read_frames",
     "segment_indices",
     "stride_indices",
+    "usable_backend",
 ]
+
+# Seconds after which opening a video, or reading frames of it, counts as hung.
+TIME_LIMIT = 60.0
 
 
 class VideoError(ValueError):
@@ -62,80 +71,16 @@ class VideoInfo:
     duration: float
 
 
-# ---------------------------------------------------------------------- decoders
-
-
-class Decoder(Protocol):
-    """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
-
-    num_frames: int
-    fps: float
-
-    def __init__(self, source: str | bytes): ...
-
-    def read(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return the frames at `indices`, uint8 (T, H, W, C)."""
-
-
-class DecordDecoder:
-    """decord (packages decord2 or decord)."""
-
-    def __init__(self, source: str | bytes):
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)
-        with _as_file(source) as path:
-            try:
-                # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a
-                # neighbour in the place of a frame that it cannot decode, and says nothing.
-                self._reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
-            except RuntimeError as error:
-                raise ValueError("not a video, or one that decord does not know or finds damaged") from error
-        self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-
-    def read(self, indices: Sequence[int]) -> torch.Tensor:
-        return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
-
-
-@contextmanager
-def _as_file(source: str | bytes) -> Iterator[str]:
-    """Give the path of a file with these bytes; a path stays what it is. A decoder keeps open what it has opened.
-
-    decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
-    """
-    if isinstance(source, str):
-        yield source
-        return
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(source)
-        file.flush()
-        yield file.name
-
-
-def _codec_and_duration(source: str | bytes) -> tuple[str, float | None]:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with av.open(file, metadata_errors="ignore") as container:
-        stream = container.streams.best("video")
-        if stream.duration is not None:
-            return stream.codec.canonical_name, float(stream.duration * stream.time_base)
-        seconds = None if container.duration is None else container.duration / av.time_base
-        return stream.codec.canonical_name, seconds
-
-
-DECODERS: dict[str, Callable[[str | bytes], Decoder]] = {"decord": DecordDecoder}
-
-
 # ---------------------------------------------------------------------- reading
 
 
 class _Video:
     """An open video. Every failure is a VideoError that names it."""
 
-    def __init__(self, source, name: str, backend: str):
-        self.name, self._source = name, source
+    def __init__(self, source: str | bytes, name: str, backend: str, short_side: int | None, time_limit: float):
+        self.name, self._time_limit = name, time_limit
         _check_source(source, name)
-        self._decoder = self._guard(DECODERS[backend], source)
+        self.header, self._decoder = self._guard(_open, source, DECODERS[backend], short_side)
         if self.num_frames < 1:
             raise VideoError(name, "it has no frames")
 
@@ -159,42 +104,67 @@ class _Video:
             return frames
         return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
 
-    def codec_and_duration(self) -> tuple[str, float]:
-        """Return the codec's name and the duration in seconds that the file states, or that its frames give."""
-        codec, seconds = self._guard(_codec_and_duration, self._source)
-        return codec, seconds or self.num_frames / self.fps
-
     def _guard(self, function: Callable, *args):
         try:
-            return function(*args)
+            return call_within(self._time_limit, function, *args)
         except ImportError:
             # A decoder that is not installed is no fault of the video.
             raise
+        except Overdue:
+            raise VideoError(self.name, f"took longer than {self._time_limit:g} s") from None
         except Exception as error:
             raise VideoError(self.name, _reason(error)) from error
 
 
-def open_video(source: str | os.PathLike | bytes, *, name: str | None = None, backend: str = "decord") -> _Video:
+def _open(source: str | bytes, decoder: type[Decoder], short_side: int | None) -> tuple[Header, Decoder]:
+    header = header_of(source)
+    if header.obstacles & decoder.obstacles:
+        decoder = SequentialDecoder
+    return header, decoder(source, _smaller(header.height, header.width, short_side))
+
+
+def _smaller(height: int, width: int, short_side: int | None) -> tuple[int, int] | None:
+    """Return the size (height, width) scaled to a short side, or None where it is not larger."""
+    if short_side is None or min(height, width) <= short_side:
+        return None
+    scale = Fraction(short_side, min(height, width))
+    return round(height * scale), round(width * scale)
+
+
+def open_video(
+    source: str | os.PathLike | bytes,
+    *,
+    name: str | None = None,
+    backend: str = "decord",
+    short_side: int | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> _Video:
     """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices).
 
-    `name` is what errors call it, by default its path. `backend` is a key of DECODERS.
+    Args:
+        name: what errors call it, by default its path.
+        backend: "decord", "torchcodec", or "auto" for torchcodec where it loads, and decord elsewhere.
+        short_side: pixels of the short side that are enough. Frames of larger videos may come scaled down to it, in
+            their aspect ratio, where the decoder is faster for it: decord is. What is then cut out of a frame has been
+            scaled twice, by different filters; its content stays the same.
+        time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
 
     Raises:
         VideoError: whatever goes wrong, with path and reason.
+        ImportError: the backend is not installed, or cannot be loaded.
     """
-    if backend not in DECODERS:
-        raise ValueError(f"video backend is {backend!r}; it must be one of {sorted(DECODERS)}")
+    backend = usable_backend(backend)
     if isinstance(source, bytes):
-        return _Video(source, name or f"<{len(source)} bytes of video>", backend)
-    return _Video(os.fspath(source), name or os.fspath(source), backend)
+        return _Video(source, name or f"<{len(source)} bytes of video>", backend, short_side, time_limit)
+    return _Video(os.fspath(source), name or os.fspath(source), backend, short_side, time_limit)
 
 
 def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
     """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
     video = open_video(source, **kwargs)
     height, width = video.read([0]).shape[1:3]
-    codec, duration = video.codec_and_duration()
-    return VideoInfo(video.num_frames, video.fps, height, width, codec, duration)
+    seconds = video.header.duration or video.num_frames / video.fps
+    return VideoInfo(video.num_frames, video.fps, height, width, video.header.codec, seconds)
 
 
 def read_frames(source: str | os.PathLike | bytes, indices: Sequence[int], **kwargs) -> torch.Tensor:
@@ -286,6 +256,7 @@ def _matroska_size(data: bytes, at: int) -> tuple[int, int]:
 
 def _reason(error: Exception) -> str:
     """First line of a decoder's message, without the places in its source and the call stack that follows."""
-    first_line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    first_line = next(iter(text.strip().splitlines()), "") or type(error).__name__
     what = re.sub(r"\[[0-9:]+\] \S+:[0-9]+: ", "", first_line)
     return f"cannot be decoded: {what}"

@@ -1,0 +1,329 @@
+"""Decoders behind one interface, and what the header of a file says about whether they can be trusted with it.
+
+Each decoder finds frames by their number only in files that are made for it. In the others it would give neighbours of
+the frames asked for, or frames that are not to be shown, and say nothing: those are read by `SequentialDecoder`.
+"""
+
+import ctypes
+import functools
+import io
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, ClassVar, Protocol
+
+import av
+import torch
+
+# Files of which a process remembers what their headers say.
+MAX_HEADERS = 2**16
+
+# ---------------------------------------------------------------------- headers
+
+# What keeps a decoder from finding the frames of a video by their numbers.
+CUT = "an edit list begins or ends between key frames"
+OPEN_GROUPS = "frames that are shown before a key frame come after it"
+UNTIMED = "the container does not tell when frames are shown"
+MIRRORED = "the display matrix mirrors the frames"
+CROWDED = "several frames come out of the decoder at once"
+NARROW = "rows are padded to a multiple of their own length"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its video.
+
+    codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average. height, width: of a frame
+    as it is shown, in pixels. matrix: see `_display_matrix`. obstacles: of the above.
+    """
+
+    codec: str
+    duration: float | None
+    fps: float
+    height: int
+    width: int
+    matrix: tuple[int, int, int, int]
+    obstacles: frozenset[str]
+
+
+def header_of(source: str | bytes) -> Header:
+    """Return the Header of a video, given by path or as bytes. It may raise anything."""
+    if isinstance(source, bytes):
+        return _read_header(io.BytesIO(source))
+    return _remembered(_read_header, source, *_version(source))
+
+
+def _version(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(MAX_HEADERS)
+def _remembered(function: Callable, path: str, *version: int):
+    """Return function(path), a process's second time from memory: to go through a file's packets costs a millisecond."""
+    return function(path)
+
+
+@contextmanager
+def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    try:
+        container = av.open(file, metadata_errors="ignore")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("not a video: it has no stream of pictures")
+        stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
+        yield container, stream
+
+
+def _read_header(file: str | BinaryIO) -> Header:
+    with _demuxer(file) as (container, stream):
+        first, packets = None, []
+        # Without delay, frames come in the order in which they are shown; and only MP4 and its kin have edit lists.
+        in_order = not stream.codec_context.has_b_frames and "mp4" not in container.format.name
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+            if first is None:
+                first = _first_frame(packet)
+            if first is not None and in_order:
+                break
+        if first is None:
+            raise ValueError("none of its frames can be decoded")
+        matrix = _display_matrix(first)
+        height, width = (first.height, first.width) if matrix[0] else (first.width, first.height)
+        return Header(
+            codec=stream.codec.canonical_name,
+            duration=_seconds(container, stream),
+            fps=float(stream.average_rate or 0),
+            height=height,
+            width=width,
+            matrix=matrix,
+            obstacles=frozenset(_obstacles(packets, container, stream, matrix, width)),
+        )
+
+
+def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
+    try:
+        return next(iter(packet.decode()), None)
+    except av.error.InvalidDataError:
+        return None
+
+
+def _seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y."""
+    data = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    numbers = struct.unpack("=9i", data) if data else (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
+    if not any((a, b, c, d)):  # players ignore it
+        return 1, 0, 0, 1
+    if abs(a * d) + abs(b * c) != 1:
+        raise ValueError("it is to be shown turned by an angle that is no multiple of 90 degrees, or distorted")
+    return a, b, c, d
+
+
+def _obstacles(
+    packets: list[tuple], container: av.container.InputContainer, stream: av.VideoStream, matrix: tuple, width: int
+) -> Iterator[str]:
+    """Yield what is in the way of finding frames; packets are (time or None, is key, is not to be shown)."""
+    a, b, c, d = matrix
+    if a * d - b * c < 0:
+        yield MIRRORED
+    if _is_narrow(width):
+        yield NARROW
+    times, name = [time for time, *_ in packets], container.format.name
+    # A frame of these is found by its place in the file, which the first frames of a program stream do not have.
+    if name in ("mpeg", "mpegts") or None in times or len(set(times)) < len(times):
+        yield UNTIMED
+        return
+    shown = sorted(range(len(times)), key=times.__getitem__)
+    moved = [i for place, i in enumerate(shown) if place != i]
+    codec, is_delayed = stream.codec.canonical_name, stream.codec_context.has_b_frames
+    if any(is_discard for *_, is_discard in packets):
+        yield CUT
+    if any(packets[i][1] for i in moved):
+        yield OPEN_GROUPS
+    if moved and codec == "hevc":
+        yield CROWDED
+    # Its times are those of decoding. MPEG-4 says that frames are delayed where they merely may be.
+    if name == "avi" and (moved or (is_delayed and codec != "mpeg4")):
+        yield UNTIMED
+
+
+def _is_narrow(width: int) -> bool:
+    """Say whether decord takes the padding of rows to 64 pixels for colours: at a width of 144, 96, 48, and some below."""
+    padded = -(-width // 64) * 64
+    return padded != width and 3 * padded % width == 0
+
+
+# ---------------------------------------------------------------------- decoders
+
+
+class Decoder(Protocol):
+    """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
+
+    obstacles: ClassVar[frozenset[str]]
+    """With which of the obstacles it gives wrong frames."""
+
+    num_frames: int
+    fps: float
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+        """Open a video; where that is faster, frames come scaled to `size` (height, width)."""
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, which rise, uint8 (T, H, W, C)."""
+
+
+class DecordDecoder:
+    """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
+
+    obstacles = frozenset({CUT, OPEN_GROUPS, UNTIMED, MIRRORED, CROWDED, NARROW})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+        decord = _decord()
+        height, width = (-1, -1) if size is None or _is_narrow(size[1]) else size
+        with _as_file(source) as path:
+            try:
+                # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a
+                # neighbour in the place of a frame that it cannot decode, and says nothing.
+                self._reader = decord.VideoReader(path, width=width, height=height, num_threads=1, fault_tol=1e-9)
+            except RuntimeError as error:
+                raise ValueError("not a video, or one that decord does not know or finds damaged") from error
+        self.num_frames = len(self._reader)
+        self.fps = float(self._reader.get_avg_fps())
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
+
+
+class TorchcodecDecoder:
+    """torchcodec, in its exact mode: the approximate one takes numbers for times, and is wrong at a variable rate.
+
+    It does not scale: that makes it slower.
+    """
+
+    obstacles = frozenset({UNTIMED, MIRRORED})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+        self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.num_frames = len(self._decoder)
+        self.fps = float(self._decoder.metadata.average_fps or 0)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return self._decoder.get_frames_at(list(indices)).data
+
+
+class SequentialDecoder:
+    """PyAV, from the first frame on: right where the other decoders are not, slow late in a long video."""
+
+    obstacles = frozenset()
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+        self._source, header = source, header_of(source)
+        self.fps, self._matrix = header.fps, header.matrix
+        if isinstance(source, bytes):
+            self.num_frames = _count_frames(io.BytesIO(source))
+        else:
+            self.num_frames = _remembered(_count_frames, source, *_version(source))
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        with _demuxer(file) as (container, stream):
+            wanted, shown = set(indices), islice(container.decode(stream), max(indices) + 1)
+            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for i, f in enumerate(shown) if i in wanted]
+        return _upright(torch.stack(frames), self._matrix)
+
+
+def _count_frames(file: str | BinaryIO) -> int:
+    with _demuxer(file) as (container, stream):
+        return sum(1 for _ in container.decode(stream))
+
+
+def _upright(frames: torch.Tensor, matrix: tuple[int, int, int, int]) -> torch.Tensor:
+    """Return frames (T, H, W, C) as a display matrix has them shown."""
+    a, b, c, d = matrix
+    if not a:
+        frames = frames.transpose(1, 2)
+    return frames.flip([axis for axis, sign in ((2, a or c), (1, d or b)) if sign < 0])
+
+
+@contextmanager
+def _as_file(source: str | bytes) -> Iterator[str]:
+    """Give the path of a file with these bytes; a path stays what it is. A decoder keeps open what it has opened.
+
+    decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
+    """
+    if isinstance(source, str):
+        yield source
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        yield file.name
+
+
+@functools.cache
+def _decord():
+    # decord offers the libraries that it brings to all that the process loads later: the FFmpeg of torchcodec takes
+    # functions of other versions from them, and crashes.
+    everywhere, ctypes.RTLD_GLOBAL = ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL
+    try:
+        import decord
+    finally:
+        ctypes.RTLD_GLOBAL = everywhere
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+@functools.cache
+def _torchcodec():
+    try:
+        import torchcodec
+        from torchcodec import decoders
+    except (ImportError, OSError, RuntimeError):
+        loads = False
+    else:
+        loads = getattr(torchcodec, "ffmpeg_major_version", True) is not None
+    if not loads:
+        raise ImportError(
+            "video backend torchcodec cannot be loaded; it needs the package (pip install torchcodec) and the libraries "
+            "of FFmpeg 4 or later (apt install ffmpeg, or conda install ffmpeg)"
+        )
+    return decoders
+
+
+DECODERS: dict[str, type[Decoder]] = {"decord": DecordDecoder, "torchcodec": TorchcodecDecoder}
+BACKENDS = ("auto", *DECODERS)
+
+
+@functools.cache
+def usable_backend(backend: str) -> str:
+    """Return the key of DECODERS that `backend` means here: "auto" is torchcodec where it loads, otherwise decord.
+
+    Raises:
+        ValueError: `backend` is none of BACKENDS.
+        ImportError: it is not installed, or cannot be loaded.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if backend != "decord":
+        try:
+            _torchcodec()
+            return "torchcodec"
+        except ImportError:
+            if backend == "torchcodec":
+                raise
+    return "decord"
