@@ -4,7 +4,7 @@ Randomness comes from torch's default generator, as in torchvision; `seeded` mak
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -117,7 +117,15 @@ def evaluation_crops(clip: torch.Tensor, size: tuple[int, int], num_crops: int =
     The crops are spread evenly over the side that sticks out; a single one is the centre, as the processor cuts it.
     """
     clip = F.resize(clip, list(cover_size(*clip.shape[-2:], size)), antialias=True)
-    return torch.stack([crop_at(clip, size, view_position(k, num_crops)) for k in range(num_crops)])
+    return stack_clips([crop_at(clip, size, view_position(k, num_crops)) for k in range(num_crops)])
+
+
+def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack clips (T, C, H, W) to (k, T, C, H, W) whose channels are last in memory.
+
+    Decoding and resizing leave them so; to move them costs as much as to resize.
+    """
+    return torch.stack([clip.movedim(-3, -1) for clip in clips]).movedim(-1, -3)
 
 
 # ---------------------------------------------------------------------- on the batch, on the device

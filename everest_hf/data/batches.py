@@ -16,7 +16,10 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """
     bad = [entry for item in items for entry in item.get("bad", ())]
     clips = [clip for item in items for clip in _clips_of(item)]
-    return {**default_collate(clips), "bad": bad}
+    # Channels stay last in memory; see `transforms.stack_clips`.
+    channels_last = [{**clip, "pixel_values": clip["pixel_values"].movedim(-3, -1)} for clip in clips]
+    batch = default_collate(channels_last)
+    return {**batch, "pixel_values": batch["pixel_values"].movedim(-1, -3), "bad": bad}
 
 
 def _clips_of(item: dict[str, Any]) -> list[dict[str, Any]]:

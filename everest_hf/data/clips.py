@@ -92,7 +92,7 @@ class ClipReader:
         crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
         if self.num_sample == 1:
             return {**_item(crops[0], features, row, index), "seed": seeds[0]}
-        return {**_item(torch.stack(crops), features, row, index), "seed": list(seeds)}
+        return {**_item(transforms.stack_clips(crops), features, row, index), "seed": list(seeds)}
 
     def _crop(self, clip: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
@@ -245,7 +245,7 @@ class VideoViews(torch.utils.data.Dataset):
 
 
 def _item(pixel_values: torch.Tensor, features: Features, row: dict[str, Any], index: int) -> dict[str, Any]:
-    item = {"pixel_values": pixel_values.contiguous(), "index": index}
+    item = {"pixel_values": pixel_values, "index": index}
     return item if row.get("label") is None else {**item, "labels": _label_of(row["label"], features)}
 
 
