@@ -218,7 +218,7 @@ def test_finished_parts_are_not_made_again(checkpoints, videos, tmp_path, capfd,
     command = ["embed", videos, out, "--model", checkpoints["classifier"], "--batch-size", 3]
     monkeypatch.setitem(module.FORMATS, ".safetensors", fail)
     assert run(*command) == 1  # at the very end
-    assert capfd.readouterr().err.endswith("everest-hf: error: the disk is full\n")
+    assert capfd.readouterr().err.endswith("/out.safetensors: the disk is full\n")
     assert sorted(os.listdir(parts)) == ["000000.safetensors", "000001.safetensors", "run.json"]
     (parts / "000001.safetensors").unlink()
     monkeypatch.undo()
