@@ -46,7 +46,9 @@ class EverestConfig(PretrainedConfig):
         num_frames of them that hold most informative tokens; 1 switches frame selection off.
     Classification
         use_mean_pooling: mean over the tokens, then a LayerNorm; otherwise a LayerNorm over each token, then the
-        first token. classifier_dropout: dropout before the head. init_scale: factor on the head's initial weights.
+        first token. attentive_pooling: in place of the mean or the first token, what a learned query takes from all
+        tokens by attention, then a LayerNorm.
+        classifier_dropout: dropout before the head. init_scale: factor on the head's initial weights.
         num_labels, id2label, label2id, problem_type: as in every Transformers configuration.
 
     Raises:
@@ -89,6 +91,7 @@ class EverestConfig(PretrainedConfig):
         head_layer_norm_eps=1e-6,
         qkv_bias=True,
         use_mean_pooling=True,
+        attentive_pooling=False,
         decoder_hidden_size=384,
         decoder_num_hidden_layers=4,
         decoder_num_attention_heads=6,
@@ -123,6 +126,7 @@ class EverestConfig(PretrainedConfig):
         self.head_layer_norm_eps = head_layer_norm_eps
         self.qkv_bias = qkv_bias
         self.use_mean_pooling = use_mean_pooling
+        self.attentive_pooling = attentive_pooling
         self.decoder_hidden_size = decoder_hidden_size
         self.decoder_num_hidden_layers = decoder_num_hidden_layers
         self.decoder_num_attention_heads = decoder_num_attention_heads

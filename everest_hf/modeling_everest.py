@@ -470,7 +470,7 @@ def attention_function(config: EverestConfig, query: torch.Tensor, output_attent
 
 
 class EverestAttention(nn.Module):
-    """Multi-head self-attention; query and value have biases, key has none."""
+    """Multi-head attention; query and value have biases, key has none."""
 
     def __init__(self, config: EverestConfig, dim: int, num_heads: int):
         super().__init__()
@@ -483,11 +483,16 @@ class EverestAttention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, output_attentions: bool = False):
-        """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K)."""
+    def forward(self, x: torch.Tensor, output_attentions: bool = False, queries: torch.Tensor | None = None):
+        """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K).
+
+        The tokens of x attend to each other; where `queries` (B, Q, D) are given, these attend to x, and Q stands for
+        the first K.
+        """
+        inputs = (self.query, x if queries is None else queries), (self.key, x), (self.value, x)
         query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, K, d)
-            for projection in (self.query, self.key, self.value)
+            projection(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, K, d)
+            for projection, tokens in inputs
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attend = attention_function(self.config, query, output_attentions)
@@ -564,6 +569,25 @@ class EverestEncoder(nn.Module):
             if output_attentions:
                 attentions += (weights,)
         return x, hidden_states, attentions
+
+
+class EverestAttentivePooling(nn.Module):
+    """Makes one vector of a clip's tokens: what a learned query takes from them by attention.
+
+    The probe of "Context Autoencoder for Self-Supervised Representation Learning" (arXiv 2202.03026).
+    """
+
+    def __init__(self, config: EverestConfig):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = EverestAttention(config, config.hidden_size, config.num_attention_heads)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, K, D) gives (B, D)."""
+        query = self.query.expand(x.shape[0], -1, -1)  # (B, 1, D)
+        pooled, _ = self.attention(self.norm(x), queries=query)
+        return pooled[:, 0]
 
 
 class EverestDecoder(nn.Module):
@@ -695,6 +719,8 @@ class EverestPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, EverestDecoder):
             nn.init.trunc_normal_(module.mask_token, std=std)
+        elif isinstance(module, EverestAttentivePooling):
+            nn.init.trunc_normal_(module.query, std=std)
         elif isinstance(module, EverestPositionEmbeddings):
             # Not in the checkpoint, and empty after a start on the meta device.
             module.table.copy_(module.compute())
@@ -721,6 +747,10 @@ class EverestPreTrainedModel(PreTrainedModel):
         return bool(getattr(self.config, name, False) if value is None else value)
 
 
+# Names of what `EverestForVideoClassification` has beside the encoder.
+HEAD_OF_CLASSIFIER = (r"^pooling\.", r"^fc_norm\.", r"^classifier\.")
+
+
 class EverestModel(EverestPreTrainedModel):
     """The encoder on the tokens that change over time.
 
@@ -730,7 +760,7 @@ class EverestModel(EverestPreTrainedModel):
     """
 
     # Heads and the norm that the other pooling has are left out without a word.
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^(everest\.)?layernorm\.", r"^fc_norm\.", r"^classifier\.")
+    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^(everest\.)?layernorm\.", *HEAD_OF_CLASSIFIER)
 
     def __init__(self, config: EverestConfig, final_norm: bool | None = None):
         super().__init__(config)
@@ -807,7 +837,7 @@ class EverestModel(EverestPreTrainedModel):
 class EverestForPreTraining(EverestPreTrainedModel):
     """The masked autoencoder: sees some of the informative tokens and predicts the pixels of the others."""
 
-    _keys_to_ignore_on_load_unexpected = (r"^fc_norm\.", r"^classifier\.")
+    _keys_to_ignore_on_load_unexpected = HEAD_OF_CLASSIFIER
 
     def __init__(self, config: EverestConfig):
         super().__init__(config)
@@ -872,7 +902,8 @@ class EverestForVideoClassification(EverestPreTrainedModel):
     def __init__(self, config: EverestConfig):
         super().__init__(config)
         self.everest = EverestModel(config)
-        has_norm = config.use_mean_pooling
+        self.pooling = EverestAttentivePooling(config) if config.attentive_pooling else None
+        has_norm = config.use_mean_pooling or config.attentive_pooling
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.head_layer_norm_eps) if has_norm else None
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -912,9 +943,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             output_attentions=self._wanted("output_attentions", output_attentions),
             return_dict=True,
         )
-        x = outputs.last_hidden_state
-        pooled = x[:, 0] if self.fc_norm is None else self.fc_norm(x.mean(dim=1))  # (B, D)
-        logits = self.classifier(self.dropout(pooled))
+        logits = self.classifier(self.dropout(self._pool(outputs.last_hidden_state)))
         return EverestForVideoClassificationOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
@@ -924,6 +953,24 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D)."""
+        if self.fc_norm is None:
+            return x[:, 0]
+        return self.fc_norm(x.mean(dim=1) if self.pooling is None else self.pooling(x))
+
+    def freeze_encoder(self) -> None:
+        """Train the head alone: the encoder gets no gradient, keeps nothing for one, and stays in evaluation mode."""
+        self.everest.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> EverestForVideoClassification:
+        """Set the mode as in every module; a frozen encoder has no dropout or drop path in any."""
+        super().train(mode)
+        if not any(weight.requires_grad for weight in self.everest.parameters()):
+            self.everest.eval()
+        return self
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: EverestConfig) -> torch.Tensor:

@@ -621,6 +621,99 @@ def test_frozen_weights_stay_without_gradient():
     assert model.classifier.weight.grad.abs().max() > 0
 
 
+# ------------------------------------------------------------------ attentive pooling, frozen encoder
+
+ATTENTIVE = {"attentive_pooling": True}
+
+
+@pytest.mark.parametrize("use_mean_pooling", [True, False])
+def test_attentive_pooling_is_one_query_over_all_tokens(use_mean_pooling):
+    model = build(EverestForVideoClassification, use_mean_pooling=use_mean_pooling, **ATTENTIVE).double()
+    pixel_values = clips().double()
+    tokens = model.everest(pixel_values).last_hidden_state  # (2, 27, 32)
+    pooling, attention = model.pooling, model.pooling.attention
+    assert (model.everest.layernorm is None) is use_mean_pooling
+    rows = []
+    for clip in pooling.norm(tokens):
+        query = attention.query(pooling.query[0, 0])  # (32,)
+        keys, values = attention.key(clip), attention.value(clip)  # (27, 32)
+        heads = [slice(8 * i, 8 * i + 8) for i in range(4)]
+        weights = [(keys[:, head] @ query[head] / math.sqrt(8)).softmax(0) for head in heads]
+        parts = [weight @ values[:, head] for weight, head in zip(weights, heads, strict=True)]
+        rows.append(attention.output(torch.cat(parts)))
+    expected = model.classifier(model.fc_norm(torch.stack(rows)))
+    torch.testing.assert_close(model(pixel_values).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attentive_pooling_is_the_same_in_both_implementations(dtype):
+    fused, eager = (
+        build(EverestForVideoClassification, attention=name, **ATTENTIVE).to(dtype) for name in ("sdpa", "eager")
+    )
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}[dtype]
+    with torch.no_grad():
+        first, second = fused(clips().to(dtype)), eager(clips().to(dtype))
+    torch.testing.assert_close(first.logits, second.logits, atol=tolerance, rtol=tolerance)
+
+
+def test_attentive_pooling_saves_and_loads(tmp_path, warnings_logged):
+    model = build(EverestForVideoClassification, **ATTENTIVE)
+    model.save_pretrained(tmp_path)
+    loaded, info = EverestForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert loaded.config.attentive_pooling
+    assert_identical(aligned(loaded)(clips()), model(clips()))
+    warnings_logged.clear()
+    EverestModel.from_pretrained(tmp_path)
+    assert not warnings_logged  # the encoder leaves the head out without a word
+    with torch.device("meta"):
+        empty = EverestForVideoClassification(tiny_config(**ATTENTIVE)).eval()
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(model.state_dict())
+    assert_identical(filled(clips()), model(clips()))
+
+
+def test_a_new_attentive_head_on_a_pretrained_encoder_starts_as_configured(tmp_path):
+    build(EverestForPreTraining, hidden_size=64).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model, info = EverestForVideoClassification.from_pretrained(tmp_path, output_loading_info=True, **ATTENTIVE)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooling", "fc_norm", "classifier"}
+    for name, weight in model.pooling.named_parameters():
+        if name.endswith("bias"):
+            assert weight.abs().max() == 0, name
+        elif name == "norm.weight":
+            assert (weight == 1).all(), name
+        else:
+            assert weight.std().item() == pytest.approx(0.1, rel=0.25), name
+
+
+def test_every_weight_of_an_attentive_head_learns_compiled_too():
+    torch._dynamo.reset()
+    model = build(EverestForVideoClassification, num_hidden_layers=1, **ATTENTIVE).train()
+    expected = gradients(model, clips())
+    for name, grad in expected[1].items():
+        assert grad.abs().max() > 0, name
+    model.compile(fullgraph=True, backend="aot_eager")
+    assert_same_gradients(gradients(model, clips()), expected)
+
+
+def test_a_frozen_encoder_is_in_evaluation_mode_in_training():
+    overrides = {"drop_path_rate": 0.5, "hidden_dropout_prob": 0.5, "classifier_dropout": 0.5}
+    model = build(EverestForVideoClassification, **overrides).train()
+    assert model.everest.training
+    model.freeze_encoder()
+    for _ in range(2):
+        assert not any(module.training for module in model.everest.modules())
+        assert model.dropout.training
+        states = [model(clips(), output_hidden_states=True).hidden_states[-1] for _ in range(2)]
+        assert torch.equal(*states)
+        model.eval()
+        assert not model.dropout.training
+        model.train()
+    model.everest.requires_grad_(True)
+    assert model.train().everest.training
+
+
 # ------------------------------------------------------------------ dropout and drop path
 
 
