@@ -118,7 +118,8 @@ def make_card(folder: Path, run: RunFacts | None = None, name: str | None = None
 
 
 def named_for_hub(card: str, repo: str) -> str:
-    """Let the example of a card that `make_card` made load the model by its name on the Hub."""
+    """Let the example of a card that `make_card` made load the model by its name, and pictures be found beside it."""
+    card = card.replace("](../", "](")
     return re.sub(r'^name = "[^"]*"', lambda _: f'name = "{repo}"', card, count=1, flags=re.MULTILINE)
 
 
@@ -156,8 +157,8 @@ def _name_of(folder: Path, run: RunFacts | None) -> str:
 def _about(architecture: str, config: EverestConfig) -> str:
     height, width = config.frame_size
     lines = [
-        f"{MODELS[architecture][1]}: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, clips of "
-        f"{config.num_input_frames} frames of {height} × {width} pixels."
+        f"{MODELS[architecture][1]}: an encoder of depth {config.num_hidden_layers} and hidden size "
+        f"{config.hidden_size} on clips of {config.num_input_frames} frames of {height} × {width} pixels."
     ]
     if architecture == CLASSIFIER:
         lines.append(
@@ -212,6 +213,7 @@ def _run(run: RunFacts, config: EverestConfig) -> str:
             "## Evaluation",
             "",
             *_evaluation(run),
+            *_pictures(run),
         ]
     )
 
@@ -223,6 +225,13 @@ def _evaluation(run: RunFacts) -> list[str]:
         return ["No videos were held out, so nothing was measured."]
     figures = {_figure(name)[1]: f"{value:.4g}" for name, value in run.figures.items()}
     return [f"On the held-out videos, {_protocol(run.recipe)}:", "", *_table(figures)]
+
+
+def _pictures(run: RunFacts) -> list[str]:
+    """Those that a run draws at its end, in its folder; the card lies in that of the model."""
+    if run.figures is None:
+        return []
+    return ["", "![Loss and figures over the steps](../curves.png)", "", "![Tokens that it keeps](../tokens.png)"]
 
 
 def _table(rows: dict[str, str]) -> list[str]:

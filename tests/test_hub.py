@@ -177,6 +177,10 @@ def test_a_run_pushes_its_checkpoints_and_its_result(server, recipe, tmp_path):
     assert card.data.model_name == "waving"
     assert "| training videos | 4 of `videos` |" in card.text
     assert "| steps | 3 of 4 clips |" in card.text
+    for picture in ("curves.png", "tokens.png"):
+        assert f"]({picture})" in card.text
+        assert f"](../{picture})" in (folder / "model" / "README.md").read_text()
+        assert (folder / picture).is_file()
 
 
 def test_a_run_whose_result_cannot_be_pushed_has_it_all_the_same(server, recipe, tmp_path):
