@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_everest import EverestConfig
+from .cost import cost_of_clip
 from .recipe import Recipe, load_recipe
 
 CARD = "README.md"
@@ -172,7 +173,16 @@ def _about(architecture: str, config: EverestConfig) -> str:
             f"predicts {config.num_target_tokens} (`mask_ratio` {config.mask_ratio:g}, `pretraining_keep_ratio` "
             f"{config.pretraining_keep_ratio:g}, `token_selection` {config.token_selection})."
         )
+    lines.append(_cost(config, "inference" if architecture == CLASSIFIER else "pretrain"))
     return " ".join(lines)
+
+
+def _cost(config: EverestConfig, task: str) -> str:
+    flops = {"A forward pass of a clip takes": cost_of_clip(config, task)}
+    if task == "inference":
+        flops["with all tokens kept it would take"] = cost_of_clip(config, task, keep_ratio=1)
+    shares = [f"{what} {cost.forward_flops / 1e9:.3g} GFLOPs" for what, cost in flops.items()]
+    return f"{'; '.join(shares)} (a multiplication with its addition counts as two)."
 
 
 def _use(architecture: str, name: str) -> str:

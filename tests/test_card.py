@@ -9,6 +9,7 @@ import yaml
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from tiny import tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 from videos import write_clip
 
 from everest_hf import (
@@ -201,6 +202,17 @@ def test_another_model_gets_no_card(tmp_path):
     (folder / "config.json").write_text(config)
     with pytest.raises(ValueError, match="is a checkpoint of BertModel, not of EVEREST"):
         make_card(folder)
+
+
+@pytest.mark.parametrize("model_class", [EverestForPreTraining, EverestForVideoClassification])
+def test_the_cost_of_a_clip_is_what_the_model_computes(model_class, tmp_path):
+    folder = save(tmp_path, model_class)
+    model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
+    # A pass of pre-training is one with gradients, which embeds the kept tokens again.
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(model_class is EverestForPreTraining):
+        model(torch.randn(1, 12, 3, 24, 40))
+    told = re.search(r"A forward pass of a clip takes (\S+) GFLOPs", make_card(folder))[1]
+    assert float(told) == pytest.approx(counter.get_total_flops() / 1e9, rel=0.01)
 
 
 def test_hardware_is_told_in_words():
