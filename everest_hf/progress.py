@@ -188,15 +188,16 @@ class Bar:
 
 
 def describe(
-    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int, total_steps: int
+    recipe: Recipe, config: EverestConfig, num_videos: int, val: Dataset | None, total_batch: int, total_steps: int
 ) -> str:
     """Say in two lines what is about to run."""
+    videos = f"{num_videos} training videos{' an epoch' if recipe.streaming else ''}"
     if recipe.task == "pretrain":
         tokens = f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted"
     else:
         tokens = f"{config.num_kept_tokens()} kept"
     return (
-        f"{recipe.task}: {len(train)} training videos, {len(val) if val is not None else 0} held out, "
+        f"{recipe.task}: {videos}, {len(val) if val is not None else 0} held out, "
         f"{recipe.epochs} epochs = {total_steps} steps of {total_batch} clips, to {recipe.output_dir}\n"
         f"tokens: {tokens} of {config.num_tokens} ({config.token_selection})"
     )
