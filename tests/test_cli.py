@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
+from tiny import TINY, tiny_config
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel, pipeline
 from videos import bad_files, real_clips, write_clip, write_list, write_video
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli
+from everest_hf.animate import WRITERS
+from everest_hf.cli import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.modeling_everest import patchify, pixel_targets
 from everest_hf.transforms import normalize
@@ -324,6 +327,17 @@ def test_formats_of_pictures(clip, finetuned, tmp_path, capsys, suffix):
     assert picture.read_bytes().startswith(starts[suffix])
 
 
+@pytest.mark.parametrize("suffix", ANIMATION_SUFFIXES)
+@pytest.mark.parametrize("kind", ["finetuned", "pretrained"])
+def test_moving_pictures(clip, request, tmp_path, capsys, suffix, kind):
+    path = tmp_path / f"out{suffix}"
+    out = run_well(capsys, "visualize", clip, "-o", path, "--model", request.getfixturevalue(kind))
+    assert out.startswith(f"{path}: {'27 of 60 tokens kept' if kind == 'finetuned' else '9 of 60 tokens seen'}")
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == TINY["num_frames"]
+    assert tuple(WRITERS) == ANIMATION_SUFFIXES
+
+
 def test_real_clips_are_drawn_with_both_kinds_of_model(finetuned, pretrained, tmp_path, capsys):
     for name, path in real_clips().items():
         kept, rebuilt = tmp_path / f"{name}.kept.png", tmp_path / f"{name}.rebuilt.png"
@@ -476,7 +490,7 @@ def test_convert_refuses_labels_that_do_not_fit(videomae, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize("command", ["check-data", "prepare", "convert", "predict", "embed", "visualize"])
+@pytest.mark.parametrize("command", ["check-data", "prepare", "convert", "predict", "embed", "visualize", "push"])
 def test_help_has_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
