@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from .configuration_everest import EverestConfig
 from .visualize import grey_out, reconstruct, take_slots, token_mask
 
-ANIMATION_SUFFIXES = (".mp4", ".gif")
 # Smaller frames are enlarged by a whole factor to about this many pixels, and panels lie this far apart.
 PANEL_SIDE, GAP, CAPTION = 224, 8, 22
 HEAT = matplotlib.colormaps["inferno"]
@@ -97,12 +96,12 @@ def write_animation(panels: dict[str, torch.Tensor], path: str | Path, fps: floa
         ValueError: the name ends in something else.
     """
     path = Path(path)
-    if path.suffix.lower() not in ANIMATION_SUFFIXES:
-        raise ValueError(f"{path}: not a moving picture; expected a name ending in {', '.join(ANIMATION_SUFFIXES)}")
+    write = WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"{path}: not a moving picture; expected a name ending in {', '.join(WRITERS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    frames = [_compose(images) for images in _frames(panels)]
-    (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(frames, partial, fps)
+    write([_compose(images) for images in _frames(panels)], partial, fps)
     os.replace(partial, path)
 
 
@@ -142,3 +141,6 @@ def _write_mp4(frames: list[Image.Image], path: Path, fps: float) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}

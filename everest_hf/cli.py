@@ -32,6 +32,9 @@ CONVERT_FIELDS = (
 # Videos that are read before and after their preparation, to tell what it gains.
 GAIN_SAMPLE = 8
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+ANIMATION_SUFFIXES = (".mp4", ".gif")
+# Of a moving picture: slow enough to follow single tubelets.
+FRAMES_PER_SECOND = 6
 
 
 # ----------------------------------------------------------------------------------------------------- command line
@@ -205,7 +208,11 @@ def _add_visualize(commands) -> None:
     )
     parser.add_argument("video", metavar="VIDEO", help="video file or URL")
     parser.add_argument(
-        "-o", "--out", required=True, metavar="OUT", help=f"picture to write: {', '.join(PICTURE_SUFFIXES)}"
+        "-o",
+        "--out",
+        required=True,
+        metavar="OUT",
+        help=f"picture ({', '.join(PICTURE_SUFFIXES)}) or moving picture ({', '.join(ANIMATION_SUFFIXES)}) to write",
     )
     _add_model_options(
         parser, "share of the tokens to keep (for a pre-training checkpoint: seen and predicted), instead of its own"
@@ -433,8 +440,9 @@ def _as_json(video: str, labels: list[tuple[str, float]]) -> str:
 
 def visualize(args: argparse.Namespace) -> int:
     """Draw the tokens that a model keeps of a video, and the reconstruction where the checkpoint has a decoder."""
-    if Path(args.out).suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"{args.out}: not a picture; expected a name ending in {', '.join(PICTURE_SUFFIXES)}")
+    known = PICTURE_SUFFIXES + ANIMATION_SUFFIXES
+    if Path(args.out).suffix.lower() not in known:
+        raise ValueError(f"{args.out}: not a picture; expected a name ending in {', '.join(known)}")
     _check_arguments([args.video], args.keep_ratio)
     name = args.model or newest_run(CLASSIFICATION, PRETRAINING)
     draw = _draw_reconstruction if architecture_of(name) == PRETRAINING else _draw_kept_tokens
@@ -442,48 +450,47 @@ def visualize(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_animation(out: str) -> bool:
+    return Path(out).suffix.lower() in ANIMATION_SUFFIXES
+
+
 def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str) -> str:
-    """Draw the kept tokens and say how many they are."""
+    """Draw the kept tokens, as a moving picture with their scores, and say how many they are."""
     import torch
 
+    from .animate import kept_token_panels, write_animation
     from .visualize import draw_kept_tokens
 
     model, processor = load_checkpoint(name, FEATURES)
-    pixel_values, frames = _read_clip(processor, video)
+    pixel_values, frames = read_clip(processor, video)
     with torch.inference_mode():
-        kept = model.embeddings(pixel_values.to(model.device), keep_ratio=keep_ratio)
-    draw_kept_tokens(
-        to_uint8(pixel_values[0], processor),
-        kept.kept_ids[0],
-        model.config,
-        out,
-        slots=_first(kept.slots),
-        frame_numbers=frames,
-    )
-    return f"{kept.kept_ids.shape[1]} of {model.config.num_tokens} tokens kept"
+        kept = model.embeddings(pixel_values.to(model.device), keep_ratio=keep_ratio, output_scores=_is_animation(out))
+    clip, ids, slots = to_uint8(pixel_values[0], processor), kept.kept_ids[0], _first(kept.slots)
+    if _is_animation(out):
+        write_animation(kept_token_panels(clip, ids, kept.scores[0], model.config, slots), out, FRAMES_PER_SECOND)
+    else:
+        draw_kept_tokens(clip, ids, model.config, out, slots=slots, frame_numbers=frames)
+    return f"{len(ids)} of {model.config.num_tokens} tokens kept"
 
 
 def _draw_reconstruction(name: str, video: str, keep_ratio: float | None, out: str) -> str:
     """Draw visible tokens and predictions, and say how many they are and how far off."""
     import torch
 
+    from .animate import reconstruction_panels, write_animation
     from .visualize import draw_reconstruction
 
     overrides = {} if keep_ratio is None else {"pretraining_keep_ratio": keep_ratio}
     model, processor = load_checkpoint(name, PRETRAINING, **overrides)
-    pixel_values, frames = _read_clip(processor, video)
+    pixel_values, frames = read_clip(processor, video)
     with torch.inference_mode():
         output = model(pixel_values.to(model.device))
-    draw_reconstruction(
-        to_uint8(pixel_values[0], processor),
-        output.visible_ids[0],
-        output.target_ids[0],
-        output.logits[0],
-        model.config,
-        out,
-        slots=_first(output.slots),
-        frame_numbers=frames,
-    )
+    clip, slots = to_uint8(pixel_values[0], processor), _first(output.slots)
+    rebuilt = clip, output.visible_ids[0], output.target_ids[0], output.logits[0], model.config
+    if _is_animation(out):
+        write_animation(reconstruction_panels(*rebuilt, slots), out, FRAMES_PER_SECOND)
+    else:
+        draw_reconstruction(*rebuilt, out, slots=slots, frame_numbers=frames)
     seen, predicted = output.visible_ids.shape[1], output.target_ids.shape[1]
     return f"{seen} of {model.config.num_tokens} tokens seen, {predicted} predicted, loss {output.loss:.4f}"
 
@@ -492,7 +499,7 @@ def _first(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x[0]
 
 
-def _read_clip(processor, video: str) -> tuple[torch.Tensor, list[int]]:
+def read_clip(processor, video: str) -> tuple[torch.Tensor, list[int]]:
     """Return pixel values (1, T, C, H, W) and the places of these frames in the video."""
     batch = processor(video, return_tensors="pt", return_metadata=True)
     return batch["pixel_values"], list(batch["video_metadata"][0].frames_indices)
