@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -236,6 +237,8 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
         ValueError: an option is unknown (the nearest valid one is given) or a value has the wrong type.
     """
     parser = _Parser(
+        usage="train_accelerate.py [RECIPE.yaml] [--option VALUE ...]",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=38),
         description="Pre-train or fine-tune EVEREST. Without a recipe: the quickstart, on videos that it makes.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -37,6 +37,7 @@ from .modeling_everest import (
 )
 from .optim import MovingAverage, cosine_schedule, parameter_groups
 from .progress import LOG, check_tracker
+from .ranks import end_together, main_first
 from .recipe import Recipe, load_recipe
 from .report import REPORT
 from .video_processing_everest import EverestVideoProcessor
@@ -60,14 +61,14 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ValueError: the tracker is not installed, or the recipe asks for what DeepSpeed does not offer.
     """
-    check_tracker(recipe.report_to)
+    main_first(PartialState(), check_tracker, recipe.report_to)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED and recipe.ema:
-        raise ValueError("ema is not offered with DeepSpeed, which keeps the weights to itself; FSDP2 has it")
+        end_together(ValueError("ema is not offered with DeepSpeed, which keeps the weights to itself; FSDP2 has it"))
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _prepare_sharding(accelerator)
     _use_all_cores(accelerator)

@@ -7,7 +7,10 @@ import torch
 from tiny import tiny_config
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification
-from everest_hf.optim import cosine_schedule, layer_id, parameter_groups
+from everest_hf.modeling_everest import classification_loss
+from everest_hf.optim import MovingAverage, averaged, cosine_schedule, layer_id, parameter_groups
+from everest_hf.recipe import load_recipe
+from everest_hf.training import build_optimizer, model_inputs
 
 LR, WEIGHT_DECAY, LAYER_DECAY = 0.8, 0.05, 0.5
 
@@ -117,3 +120,94 @@ def test_schedule_at_its_ends():
     assert cosine_schedule(99, total_steps=5, warmup_steps=0, final_factor=0.1) == pytest.approx(0.1)
     assert cosine_schedule(4, total_steps=5, warmup_steps=5, final_factor=0.1) == pytest.approx(0.8)
     assert cosine_schedule(5, total_steps=5, warmup_steps=5, final_factor=0.1) == 1
+
+
+# -------------------------------------------------------------------------------------------------- a recipe's optimizer
+
+
+def recipe_of(**options):
+    return load_recipe(None, {"train": "videos", "epochs": 10, "warmup_epochs": 2, **options})
+
+
+@pytest.mark.parametrize(("total_batch", "factor"), [(256, 1.0), (64, 0.25), (1024, 4.0)])
+def test_the_learning_rate_grows_with_the_total_batch(classifier, total_batch, factor):
+    """From 0, by step, to base_lr x total batch / 256, and by a cosine to min_lr x total batch / 256."""
+    recipe = recipe_of(base_lr=1e-3, min_lr=1e-5)
+    optimizer, schedule = build_optimizer(recipe, classifier, total_batch, steps_per_epoch=3)
+    rates = []
+    for _ in range(31):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:7] == pytest.approx([i / 6 * 1e-3 * factor for i in range(7)])
+    assert rates[18] == pytest.approx((1e-3 + 1e-5) / 2 * factor)  # 12 of the 24 steps of the cosine
+    assert rates[30] == pytest.approx(1e-5 * factor)
+
+
+def test_two_steps_of_adamw_by_hand():
+    """Betas, decay and rates are those of the recipe: a matrix and a bias of the head, worked out in floats."""
+    model = EverestForVideoClassification(tiny_config())
+    recipe = recipe_of(base_lr=0.1, betas=[0.8, 0.9], weight_decay=0.5, layer_decay=1.0, warmup_epochs=0)
+    optimizer, schedule = build_optimizer(recipe, model, 256, steps_per_epoch=10**6)  # so long that the rate stays
+    named = {"matrix": model.classifier.weight, "bias": model.classifier.bias}
+    first = {name: parameter.detach().flatten()[0].item() for name, parameter in named.items()}
+    for gradient in (2.0, -1.0):
+        for parameter in named.values():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        schedule.step()
+    for name, parameter in named.items():
+        value = first[name]
+        for mean, square in (
+            (0.2 * 2 / (1 - 0.8), 0.1 * 4 / (1 - 0.9)),
+            ((0.8 * 0.4 - 0.2 * 1) / (1 - 0.8**2), (0.9 * 0.4 + 0.1 * 1) / (1 - 0.9**2)),
+        ):
+            value -= 0.1 * (0.5 if name == "matrix" else 0) * value
+            value -= 0.1 * mean / (math.sqrt(square) + 1e-8)
+        assert parameter.flatten()[0].item() == pytest.approx(value, rel=1e-4), name
+
+
+def test_smoothed_labels_by_hand():
+    recipe = recipe_of(task="finetune", label_smoothing=0.2, erasing=0.0)
+    config = tiny_config(problem_type="single_label_classification")
+    batch = {
+        "pixel_values": torch.zeros(2, 12, 3, 24, 40, dtype=torch.uint8),
+        "labels": torch.tensor([0, 3]),
+        "seed": torch.tensor([1, 2]),
+    }
+    labels = model_inputs(batch, recipe, config)["labels"]
+    assert labels.tolist()[0] == pytest.approx([0.84, 0.04, 0.04, 0.04, 0.04])
+    assert labels.tolist()[1] == pytest.approx([0.04, 0.04, 0.04, 0.84, 0.04])
+    logits = torch.tensor([[1.0, 2.0, 0.0, -1.0, 0.5]])
+    shares = [math.exp(x) / sum(map(math.exp, logits[0].tolist())) for x in logits[0].tolist()]
+    wanted = -sum(q * math.log(p) for q, p in zip([0.84, 0.04, 0.04, 0.04, 0.04], shares, strict=True))
+    assert classification_loss(logits, labels[:1], config).item() == pytest.approx(wanted, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- the moving average
+
+
+def test_the_moving_average_by_hand():
+    weight, frozen = torch.nn.Parameter(torch.tensor([1.0, 10.0])), torch.nn.Parameter(torch.ones(1), False)
+    average = MovingAverage([weight, frozen], decay=0.75)
+    for value in ([2.0, 20.0], [4.0, 0.0]):
+        weight.data = torch.tensor(value)
+        average.update()
+    # 1 -> 0.75 + 0.5 = 1.25 -> 0.9375 + 1; 10 -> 7.5 + 5 = 12.5 -> 9.375 + 0
+    assert average.values[0].tolist() == [1.9375, 9.375]
+    assert len(average.values) == 1
+    with average.applied():
+        assert weight.tolist() == [1.9375, 9.375]
+    assert weight.tolist() == [4.0, 0.0]
+    with pytest.raises(KeyError), average.applied():
+        raise KeyError
+    assert weight.tolist() == [4.0, 0.0]
+
+    again = MovingAverage([weight], decay=0.75)
+    again.load_state_dict(average.state_dict())
+    assert again.values[0].tolist() == [1.9375, 9.375]
+
+
+def test_without_a_moving_average_nothing_is_put_in_place():
+    with averaged(None) as nothing:
+        assert nothing is None

@@ -109,9 +109,14 @@ def test_the_recipes_of_the_project_load(path):
         ("epochs: 0", "epochs is 0; it must be at least 1"),
         ("batch_size: -1", "batch_size is -1; it must be at least 1"),
         ("erasing: 1.5", "erasing is 1.5; it must be at least 0 and below 1"),
-        ("rand_augment: 11", "rand_augment is 11; it must be"),
+        ("rand_augment: 11", "rand_augment is 11; it must be at most 10"),
+        ("augmentation: slow", "augmentation is 'slow'; it must be one of"),
+        ("mixup: -0.5", "mixup is -0.5; it must be 0 or more"),
         ("base_lr: 0", "base_lr is 0; it must be above 0"),
         ("base_lr: .nan", "base_lr is nan; it must be"),
+        ("ema: 1", "ema is 1; it must be at least 0 and below 1"),
+        ("save_every: 0", "save_every is 0; it must be above 0"),
+        ("report_to: tensorbord", "report_to is 'tensorbord'; it must be one of ('none', 'tensorboard'"),
         ("weight_decay: .inf", "weight_decay is inf; it must be"),
         ("layer_decay: 1.5", "layer_decay is 1.5; it must be above 0 and at most 1"),
         ("warmup_epochs: 900", "warmup_epochs is 900; it must be at most 800 epochs"),
@@ -208,6 +213,15 @@ def test_help_names_every_option_with_its_default(capsys):
         assert option.metadata["help"] in text
     assert "peak learning rate for a total batch of 256, scaled linearly [0.001]" in text
     assert "betas of AdamW [0.9 0.95]" in text
+
+
+def test_help_fits_on_two_screens(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 110
+    assert max(map(len, lines)) <= 100
 
 
 # ------------------------------------------------------------------------------------------------- the saved recipe
