@@ -25,9 +25,10 @@ def check_videos(rows: Dataset, *, workers: int | None = None) -> list[VideoInfo
 
 
 def _check_video(row: int, source: str | bytes, name: str, alive: Callable[[], None]) -> VideoInfo:
-    info = probe(source, name=name)  # decodes the first frame
+    # Without a time limit of their own: a process that hangs is ended.
+    info = probe(source, name=name, time_limit=0)  # decodes the first frame
     alive()
-    read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name)
+    read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name, time_limit=0)
     return info
 
 

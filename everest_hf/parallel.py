@@ -17,10 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from .data import source_of
-from .video import VideoError
-
-# Seconds of silence after which a process counts as hung.
-PATIENCE = 60.0
+from .video import TIME_LIMIT, VideoError
 
 _GOING_ON = object()
 
@@ -40,12 +37,12 @@ def run_in_processes(
     items: Sequence,
     *,
     workers: int | None = None,
-    patience: float = PATIENCE,
+    patience: float = TIME_LIMIT,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (i, function(items[i], alive)) as the results come, or (i, LostProcess) where its process was lost.
 
-    `workers` processes run at a time, by default one a core. A call that may take longer than `patience` seconds calls
-    alive() in between. An exception of the function ends all processes and is raised here.
+    `workers` processes run at a time, by default one a core. One that is silent for `patience` seconds counts as hung;
+    a call that may take longer calls alive() in between. An exception of the function ends all processes and is raised here.
     """
     todo = iter(enumerate(items))
     idle: list[_Worker] = []

@@ -268,7 +268,9 @@ def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
         with av.open(
             io.BytesIO(source) if isinstance(source, bytes) else source, metadata_errors="ignore"
         ) as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
+            if stream is None:
+                raise ValueError("there is no video in it")
             stream.codec_context.thread_count = 1  # the processes are the parallelism
             time_base = 1 / Fraction(stream.average_rate or DEFAULT_FPS).limit_denominator(1001)
             packets, place = 0, 0
@@ -281,7 +283,7 @@ def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
                     yield frame
             if packets < stream.frames or not place:
                 raise ValueError(f"{packets} of the {stream.frames} frames that its header declares are there")
-    except (ValueError, IndexError, OSError, av.error.FFmpegError) as error:
+    except (ValueError, OSError, av.error.FFmpegError) as error:
         raise VideoError(name, f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -77,6 +77,18 @@ def with_sound(path: Path) -> Path:
     return path
 
 
+def test_a_file_of_sound_alone_is_unreadable(tmp_path):
+    (tmp_path / "in").mkdir()
+    with av.open(str(tmp_path / "in" / "a.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=16000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    (error,) = prepare_videos(tmp_path / "in", tmp_path / "out").bad
+    assert str(error) == f"{tmp_path}/in/a.mp4: cannot be decoded: there is no video in it"
+
+
 def test_sound_is_left_out(tmp_path):
     source = with_sound(tmp_path / "in" / "a.mp4")
     with av.open(str(source)) as container:
