@@ -44,8 +44,8 @@ def train(recipe: Recipe) -> dict[str, float]:
     model = main_first(accelerator, training.build_model, recipe, train_rows)
     config, processor = model.config, training.build_processor(recipe, model.config)
     main_first(accelerator, training.check_videos, recipe, config, train_rows, val_rows, accelerator)
-    total_batch, steps_per_epoch = main_first(
-        accelerator, training.count_steps, recipe, len(train_rows), accelerator.num_processes
+    num_videos, total_batch, steps_per_epoch = main_first(
+        accelerator, training.count_steps, recipe, train_rows, accelerator.num_processes
     )
     uploads = main_first(accelerator, Uploads, recipe.push_to_hub, folder, accelerator)
     train_loader, sampler, val_loader = training.build_loaders(recipe, config, train_rows, val_rows, total_batch)
@@ -55,14 +55,14 @@ def train(recipe: Recipe) -> dict[str, float]:
     average = training.finish_model(recipe, accelerator, model)
     set_seed(recipe.seed, device_specific=True)  # each process draws for dropout and erasing on its own
 
-    meter, bad = progress.Meter(), BadVideos()
-    facts = RunFacts(recipe, len(train_rows), len(val_rows or ()), total_batch, hardware_of(accelerator))
+    meter, bad = progress.Meter(), BadVideos(folder / training.BAD_VIDEOS)
+    facts = RunFacts(recipe, num_videos, len(val_rows or ()), total_batch, hardware_of(accelerator))
     accelerator.register_for_checkpointing(schedule, meter, *([average] if average else []))
     checkpoints = Checkpoints(folder, recipe, accelerator, total_batch, steps_per_epoch, average)
     step, total_steps = checkpoints.resume(), recipe.epochs * steps_per_epoch
     log.cut_after(step, finished=step == total_steps)
     log.start_trackers(recipe)
-    accelerator.print(progress.describe(recipe, config, train_rows, val_rows, total_batch, total_steps))
+    accelerator.print(progress.describe(recipe, config, num_videos, val_rows, total_batch, total_steps))
     bar = progress.Bar(recipe, step, total_steps, accelerator)
     watch = Watch(accelerator, lambda indices: training.names_of(train_rows, indices))
 
@@ -71,7 +71,8 @@ def train(recipe: Recipe) -> dict[str, float]:
             model.train()
             train_loader.set_epoch(epoch)
             sampler.set_epoch(epoch, start=step % steps_per_epoch * total_batch)
-            for batch in training.watched(meter.timed(train_loader), bad, recipe, len(train_rows)):
+            for batch in meter.timed(train_loader):
+                bad.take(batch)
                 with accelerator.accumulate(model):
                     loss = model(**training.model_inputs(batch, recipe, config)).loss
                     accelerator.backward(loss)
@@ -90,7 +91,11 @@ def train(recipe: Recipe) -> dict[str, float]:
                 if average:
                     average.update()
                 bar.advance()
-                last, figures = step == total_steps, {}
+                last, ends_epoch, figures = step == total_steps, step % steps_per_epoch == 0, {}
+                if step % recipe.log_every == 0 or ends_epoch:
+                    training.share_bad(accelerator, bad, recipe, num_videos)
+                if ends_epoch and bad.count:
+                    log.write(step=step, epoch=epoch, bad_videos=len(bad.reasons), replaced=bad.count)
                 if step % recipe.log_every == 0 or last:
                     watch.settle()
                     line = {**meter.read(total_steps - step), "lr": lr, "grad_norm": watch.grad_norm}

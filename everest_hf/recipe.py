@@ -63,11 +63,21 @@ class Recipe:
     overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
     eval_only: bool = _option(False, "What to do", "evaluate model, or the finished run of output_dir, on val")
 
-    train: str | None = _option(None, "Data", "list file ('path label' a line) or folder of class folders")
+    train: str | None = _option(
+        None, "Data", "list file, folder of class folders, parquet or .tar files, or data set on the Hub"
+    )
     val: str | None = _option(None, "Data", "the same for held-out videos; classes must be those of train")
     data_root: str | None = _option(
         None, "Data", "folder that relative paths of lists start from (default: the list's)"
     )
+    train_split: str | None = _option(None, "Data", "split of train, where it has several")
+    val_split: str | None = _option(None, "Data", "split of val, where it has several")
+    video_column: str | None = _option(None, "Data", "column of the videos, where it is not plain")
+    label_column: str | None = _option(None, "Data", "column of the labels (default: label)")
+    streaming: bool = _option(False, "Data", "read train as a stream, not kept on the disk")
+    steps_per_epoch: int = _option(0, "Data", "steps of an epoch of a stream")
+    num_classes: int = _option(0, "Data", "classes of a stream with integer labels")
+    shuffle_buffer: int = _option(100, "Data", "videos of a stream to draw the next one from")
     frame_sampling: str = _option(
         "stride", "Data", "stride (every frame_step-th frame) or segment", ("stride", "segment")
     )
@@ -82,6 +92,7 @@ class Recipe:
     augmentation: str = _option(
         "fast", "Augmentation", "fast (crop, then RandAugment) or release (its order, bicubic)", AUGMENTATIONS
     )
+    num_sample: int = _option(1, "Augmentation", "clips cut from a video that is decoded once")
     erasing: float = _option(0.0, "Augmentation", "probability of random erasing")
     label_smoothing: float = _option(0.0, "Augmentation", "share of the target spread over all classes")
     mixup: float = _option(0.0, "Augmentation", "alpha of mixup (0: off); with cutmix, one of them a batch")
@@ -89,7 +100,7 @@ class Recipe:
 
     epochs: int = _option(800, "Optimisation", "passes over the training videos")
     warmup_epochs: float = _option(40, "Optimisation", "epochs of linear warm-up from 0")
-    batch_size: int = _option(24, "Optimisation", "clips a process and step")
+    batch_size: int = _option(24, "Optimisation", "videos a process and step, each for num_sample clips")
     gradient_accumulation_steps: int = _option(1, "Optimisation", "batches to a step of the optimizer")
     base_lr: float = _option(1e-3, "Optimisation", "peak learning rate for a total batch of 256, scaled linearly")
     min_lr: float = _option(1e-5, "Optimisation", "final learning rate for a total batch of 256, scaled linearly")
@@ -120,7 +131,7 @@ class Recipe:
         _check_names(self.config, CONFIG_FIELDS, "config")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_every", "log_every", "keep_checkpoints"):
+        for name in ("eval_every", "log_every", "keep_checkpoints", "shuffle_buffer", "num_sample"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -136,6 +147,7 @@ class Recipe:
         _require(
             self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
         )
+        self._check_stream()
         needed = "val" if self.eval_only else "train"
         source = getattr(self, needed)
         _require(source is not None, needed, source, "a list file or a folder of class folders")
@@ -151,6 +163,14 @@ class Recipe:
     def problem_type(self) -> str:
         """What fine-tuning learns: a class, several labels or a number for each video."""
         return self.config.get("problem_type") or SINGLE_LABEL
+
+    def _check_stream(self) -> None:
+        if self.streaming:
+            _require(self.steps_per_epoch >= 1, "steps_per_epoch", self.steps_per_epoch, "at least 1 with streaming")
+        for name in ("steps_per_epoch", "num_classes"):
+            right = "0 or more with streaming, left out otherwise"
+            value = getattr(self, name)
+            _require(value >= 0 if self.streaming else value == 0, name, value, right)
 
     def _check_lists(self) -> None:
         scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas

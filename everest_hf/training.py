@@ -5,14 +5,15 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType, parse_flag_from_env
-from datasets import Dataset
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
+from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -21,12 +22,16 @@ from .configuration_everest import EverestConfig
 from .data import (
     BadVideos,
     EpochSampler,
+    StreamedClips,
     VideoClips,
     VideoViews,
     check_readable,
     class_names_of,
     collate,
+    head_of,
     load_videos,
+    name_of,
+    stream_videos,
 )
 from .evaluation import problem_type_of, share_of_batches
 from .modeling_everest import (
@@ -46,6 +51,10 @@ from .visualize import draw_curves, draw_kept_tokens, take_slots
 logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"pretrain": EverestForPreTraining, "finetune": EverestForVideoClassification}
+# The list of the training videos that could not be read.
+BAD_VIDEOS = "bad_videos.txt"
+# Videos of a stream that are opened before anything is trained.
+HEAD = 8
 # The learning rate of a recipe is that of this total batch (method: linear scaling).
 REFERENCE_BATCH = 256
 # The constants of SplitMix64, as signed numbers.
@@ -117,14 +126,22 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
     labelled = recipe.task == "finetune"
-    options = {"data_root": recipe.data_root, "labels_required": labelled, "problem_type": recipe.problem_type}
-    train = load_videos(recipe.train, **options)
+    options = {"labels_required": labelled, "problem_type": recipe.problem_type, **_columns_of(recipe)}
+    if recipe.streaming:
+        train = stream_videos(recipe.train, split=recipe.train_split, num_labels=recipe.num_classes or None, **options)
+    else:
+        train = load_videos(recipe.train, split=recipe.train_split, **options)
     if recipe.val is None:
         return train, None
     names = class_names_of(train)
     has_integers = labelled and names is None and recipe.problem_type != "regression"
     bound = max(train["label"]) + 1 if has_integers else None
-    return train, load_videos(recipe.val, class_names=names, num_labels=bound, **options)
+    return train, load_videos(recipe.val, split=recipe.val_split, class_names=names, num_labels=bound, **options)
+
+
+def _columns_of(recipe: Recipe) -> dict:
+    """Return where a source has its videos and labels, as arguments of `load_videos`."""
+    return {name: getattr(recipe, name) for name in ("data_root", "video_column", "label_column")}
 
 
 def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
@@ -133,11 +150,12 @@ def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
+    where = {"split": recipe.val_split, **_columns_of(recipe)}
     if recipe.task == "pretrain":
-        return load_videos(recipe.val, data_root=recipe.data_root, labels_required=False)
+        return load_videos(recipe.val, labels_required=False, **where)
     problem_type = problem_type_of(config)
     names = None if problem_type == "regression" else [config.id2label[i] for i in range(config.num_labels)]
-    return load_videos(recipe.val, data_root=recipe.data_root, class_names=names, problem_type=problem_type)
+    return load_videos(recipe.val, class_names=names, problem_type=problem_type, **where)
 
 
 def check_videos(
@@ -155,7 +173,10 @@ def check_videos(
         return
     needed = frames_needed(config, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling)
     bad_share = 1.0 if recipe.count_bad_as_wrong else 0.0
-    for rows, source, share in ((train, recipe.train, recipe.max_bad_fraction), (val, recipe.val, bad_share)):
+    train_share = recipe.max_bad_fraction
+    if recipe.streaming:
+        train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
+    for rows, source, share in ((train, recipe.train, train_share), (val, recipe.val, bad_share)):
         errors = check_readable(rows, frames_needed=needed) if rows is not None else []
         if len(errors) > share * len(rows or ()):
             raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
@@ -181,38 +202,72 @@ def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
     }
 
 
-def count_steps(recipe: Recipe, num_videos: int, num_processes: int) -> tuple[int, int]:
-    """Return the clips of a step of the optimizer, over all processes, and the steps of an epoch.
+def count_steps(recipe: Recipe, train: Dataset | IterableDataset, num_processes: int) -> tuple[int, int, int]:
+    """Return the training videos (of a stream: in an epoch), and over all processes the clips of a step of the
+    optimizer, and the steps of an epoch.
 
     Raises:
         ValueError: the videos do not fill one step.
     """
-    total_batch = recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
-    if num_videos < total_batch:
+    videos = recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
+    total_batch = videos * recipe.num_sample
+    if recipe.streaming:
+        return recipe.steps_per_epoch * videos, total_batch, recipe.steps_per_epoch
+    if len(train) < videos:
         raise ValueError(
-            f"train has {num_videos} videos, fewer than the {total_batch} clips of a step (batch_size "
+            f"train has {len(train)} videos, fewer than the {videos} of a step (batch_size "
             f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} x "
             f"{num_processes} processes); lower batch_size"
         )
-    return total_batch, num_videos // total_batch
+    return len(train), total_batch, len(train) // videos
 
 
 def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int):
     """Return the training loader, its sampler, and a function of (segments, crops) that makes a validation loader."""
-    clips = VideoClips(train, build_transform(recipe, config), seed=recipe.seed, **sampling_of(recipe, config))
-    sampler = EpochSampler(clips, total_batch)
-    train_loader = DataLoader(
-        clips,
-        batch_size=recipe.batch_size,
-        sampler=sampler,
-        persistent_workers=recipe.num_workers > 0,
+    reading = {"seed": recipe.seed, "num_sample": recipe.num_sample, **sampling_of(recipe, config)}
+    loading = {
+        "batch_size": recipe.batch_size,
+        "persistent_workers": recipe.num_workers > 0,
         **_workers_of(recipe),
-    )
+    }
+    transform = build_transform(recipe, config)
+    if recipe.streaming:
+        train_loader, sampler = _stream_loader(recipe, train, transform, reading, loading)
+    else:
+        clips = VideoClips(train, transform, **reading)
+        sampler = EpochSampler(clips, total_batch)
+        train_loader = DataLoader(clips, sampler=sampler, **loading)
 
     def val_loader(num_segments: int, num_crops: int) -> DataLoader:
         return build_val_loader(recipe, config, val, num_segments, num_crops)
 
     return train_loader, sampler, val_loader
+
+
+def _stream_loader(recipe: Recipe, train: IterableDataset, transform: Callable, reading: dict, loading: dict):
+    """Return the loader of a stream, and what has its `set_epoch`."""
+    state = PartialState()
+    clips = StreamedClips(
+        train,
+        transform,
+        batch_size=recipe.batch_size,
+        num_batches=recipe.steps_per_epoch * recipe.gradient_accumulation_steps,
+        shuffle_buffer=recipe.shuffle_buffer,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        **reading,
+    )
+    # The stream divides itself. Left to itself, Accelerate would have one process read for all of them.
+    loader = prepare_data_loader(
+        DataLoader(clips, **loading),
+        state.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+    )
+    loader._is_accelerate_prepared = True
+    return loader, clips
 
 
 def _workers_of(recipe: Recipe) -> dict:
@@ -450,7 +505,7 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
 def _remove_run(folder: Path) -> None:
     for name in ("checkpoints", "model", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", LOG, *REPORT):
+    for name in ("recipe.yaml", LOG, BAD_VIDEOS, *REPORT):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -466,34 +521,45 @@ def _refuse_other_run(recipe: Recipe, path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- training videos
 
 
-def names_of(rows: Dataset, indices: list[int]) -> list[str]:
+def names_of(rows: Dataset | IterableDataset, indices: list[int]) -> list[str]:
     """Return what errors call the videos of rows."""
-    return [video["path"] if isinstance(video, dict) else video for video in rows.select(indices)["video"]]
+    if isinstance(rows, IterableDataset):
+        return [f"number {i} of the stream" for i in indices]
+    return [name_of(rows[i]["video"], i) for i in indices]
 
 
-def watched(loader: DataLoader, bad: BadVideos, recipe: Recipe, num_videos: int) -> Iterator[dict]:
-    """Yield the batches of a training loader and stop the run when too many of its videos cannot be read."""
-    for batch in loader:
-        if bad.take(batch) and len(bad.reasons) > recipe.max_bad_fraction * num_videos:
-            path, reason = next(iter(bad.reasons.items()))
-            raise ValueError(
-                f"{len(bad.reasons)} of {num_videos} training videos are unreadable, more than "
-                f"max_bad_fraction={recipe.max_bad_fraction}; the first is {path}: {reason}"
+def share_bad(accelerator: Accelerator, bad: BadVideos, recipe: Recipe, num_videos: int) -> None:
+    """Let all processes know the unreadable videos of each, and end them where there are too many. All call it.
+
+    Raises:
+        ValueError: on the main process: too many; the others end.
+    """
+    bad.share(gather=gather_object, is_main=accelerator.is_main_process)
+    if len(bad.reasons) > recipe.max_bad_fraction * num_videos:
+        path, reason = next(iter(bad.reasons.items()))
+        end_together(
+            ValueError(
+                f"{len(bad.reasons)} of {num_videos} training videos are unreadable, more than max_bad_fraction="
+                f"{recipe.max_bad_fraction}; the first is {path}: {reason}; all are in {bad.path}"
             )
-        yield batch
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
 @torch.no_grad()
-def draw_pictures(recipe: Recipe, saved: Path, rows: Dataset, log: list[dict], folder: Path) -> None:
-    """Draw the run's curves, and the tokens that the saved model keeps of the first video of the rows."""
+def draw_pictures(recipe: Recipe, saved: Path, rows: Dataset | IterableDataset, log: list[dict], folder: Path) -> None:
+    """Draw the run's curves, and the tokens that the saved model keeps of the first video that can be read."""
     draw_curves({recipe.task: log}, folder / "curves.png")
     model = MODEL_CLASSES[recipe.task].from_pretrained(saved)
     config = model.config
-    views = VideoViews(rows, config.frame_size, **sampling_of(recipe, config))
-    clip = views[0]["pixel_values"]  # (1, T, C, h, w)
+    rows = head_of(rows, HEAD)
+    views = VideoViews(rows, config.frame_size, count_unreadable=True, **sampling_of(recipe, config))
+    items = (views[i] for i in range(len(views)))
+    clip = next((item["pixel_values"] for item in items if not item["unreadable"]), None)  # (1, T, C, h, w)
+    if clip is None:
+        return
     pixel_values = transforms.normalize(clip, config.image_mean, config.image_std)
     embedded = model.everest.embeddings(pixel_values, pretraining=recipe.task == "pretrain")
     ids = embedded.kept_ids if embedded.target_ids is None else torch.cat([embedded.kept_ids, embedded.target_ids], 1)

@@ -34,7 +34,7 @@ from everest_hf.data import (
     seed_of,
 )
 from everest_hf.transforms import evaluation_crops, finetuning_transform, pretraining_transform
-from everest_hf.video import VideoError, read_frames
+from everest_hf.video import VideoError, read_clip, read_frames
 
 SIZE = (24, 40)
 SAMPLING = {"num_frames": 6, "frame_step": 2}
@@ -289,6 +289,31 @@ def test_seed_of_a_clip_is_its_own(folder):
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_several_crops_of_one_decode(folder, monkeypatch):
+    reads = []
+    monkeypatch.setattr("everest_hf.data.clips.read_clip", lambda *a, **k: reads.append(a) or read_clip(*a, **k))
+    rows = load_videos(folder)
+    one, three = clips_of(rows), clips_of(rows, num_sample=3)
+    batch = collate([three[4], three[1]])
+    assert len(reads) == 2
+    assert batch["pixel_values"].shape == (6, 6, 3, *SIZE)
+    assert batch["labels"].tolist() == [2, 2, 2, 0, 0, 0]
+    assert batch["index"].tolist() == [4, 4, 4, 1, 1, 1]
+    assert len(set(batch["seed"].tolist())) == 6
+    assert batch["bad"] == []
+    # The first crop is that of a run without repetition; the others are draws of their own.
+    assert torch.equal(batch["pixel_values"][0], one[4]["pixel_values"])
+    assert int(batch["seed"][0]) == one[4]["seed"]
+    assert not any(torch.equal(batch["pixel_values"][0], clip) for clip in batch["pixel_values"][1:3])
+    # Steps are counted in clips: 12 are two rows for each of two processes.
+    sampler = EpochSampler(three, total_batch=12)
+    sampler.set_epoch(1, start=12)
+    assert list(sampler) == []
+    sampler = EpochSampler(three, total_batch=6)
+    sampler.set_epoch(1, start=12)
+    assert list(sampler) == epoch_order(num_rows=6, seed=0, epoch=1).tolist()[4:]
+
+
 def test_frame_sampling_reaches_the_clips(tmp_path):
     path = write_video(tmp_path / "count.mp4", counting_frames(60, *SIZE), crf=10)
     rows = load_videos(write_list(tmp_path / "list.txt", [(path, 0)]))
@@ -314,14 +339,15 @@ def test_replacements_follow_in_the_order_of_the_epoch():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_replaces_a_bad_video_and_reports_it(mixed, num_workers, caplog):
-    clips, bad = clips_of(mixed, pretraining_transform(SIZE)), BadVideos()
+def test_training_replaces_a_bad_video_and_reports_it(mixed, num_workers, caplog, tmp_path):
+    clips, bad = clips_of(mixed, pretraining_transform(SIZE)), BadVideos(tmp_path / "bad.txt")
     loader = DataLoader(clips, batch_size=2, sampler=EpochSampler(clips), collate_fn=collate, num_workers=num_workers)
     order, read = epoch_order(num_rows=6, seed=0, epoch=0).tolist(), []
     with caplog.at_level(logging.WARNING):
         for epoch_of_same_draws in range(2):
             for batch in loader:
                 bad.take(batch)
+                bad.share()
                 assert batch["pixel_values"].shape == (2, 6, 3, *SIZE)
                 assert "bad" not in batch
                 read += batch["index"].tolist() if epoch_of_same_draws == 0 else []
@@ -331,6 +357,24 @@ def test_training_replaces_a_bad_video_and_reports_it(mixed, num_workers, caplog
     assert bad.count >= 6
     for path, reason in bad.reasons.items():
         assert caplog.text.count(f"unreadable video replaced: {path}: {reason}") == 1
+    listed = (tmp_path / "bad.txt").read_text().splitlines()
+    assert sorted(listed) == sorted(f"{path}\t{reason}" for path, reason in bad.reasons.items())
+
+
+def test_account_of_bad_videos_is_that_of_all_processes(tmp_path, caplog):
+    """Each process meets one video of its own and one that both meet; the list knows one from an earlier start."""
+    path = tmp_path / "bad.txt"
+    path.write_text("both.mp4\tempty\n")
+    processes = [BadVideos(path), BadVideos(path)]
+    for name, bad in zip("ab", processes, strict=True):
+        bad.take({"bad": [(f"{name}.mp4", "no file"), ("both.mp4", "empty")]})
+    news = [entry for bad in processes for entry in bad._news]
+    with caplog.at_level(logging.WARNING):
+        for is_main, bad in zip((True, False), processes, strict=True):
+            bad.share(gather=lambda _: news, is_main=is_main)
+    assert [(set(bad.reasons), bad.count) for bad in processes] == [({"a.mp4", "b.mp4", "both.mp4"}, 4)] * 2
+    assert path.read_text() == "both.mp4\tempty\na.mp4\tno file\nb.mp4\tno file\n"
+    assert caplog.text.count("unreadable video replaced") == 3
 
 
 def test_training_gives_up_where_no_video_can_be_read(mixed):

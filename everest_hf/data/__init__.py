@@ -18,7 +18,7 @@ from .clips import (
     replacements,
     seed_of,
 )
-from .rows import NAMED_CULPRITS, class_names_of, source_of
+from .rows import NAMED_CULPRITS, class_names_of, head_of, name_of, source_of
 from .rows import source_of as _source_of
 from .sources import VIDEO_SUFFIXES, load_videos, stream_videos
 from .streams import StreamedClips
@@ -38,7 +38,9 @@ __all__ = [
     "class_names_of",
     "collate",
     "epoch_order",
+    "head_of",
     "load_videos",
+    "name_of",
     "replacements",
     "seed_of",
     "source_of",

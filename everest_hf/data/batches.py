@@ -1,6 +1,8 @@
 """Batches, and the account of what could not be read."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import default_collate
@@ -31,18 +33,41 @@ def _clips_of(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class BadVideos:
-    """Counts how often an unreadable video came up in a run, and logs each path once, with its reason."""
+    """The unreadable videos that a run has met: counted, and each logged once and listed in a file, with its reason.
 
-    def __init__(self):
+    A process takes what its batches report; `share` tells all of them, and the main process logs and lists.
+
+    path: the list, a line "path<TAB>reason" a video; what it has already stays.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
         self.reasons: dict[str, str] = {}
         self.count = 0
+        self._news: list[tuple[str, str]] = []
 
-    def take(self, batch: dict[str, Any]) -> int:
-        """Take "bad" out of a batch, so that the rest can go to the model; return how many it reports."""
-        bad = batch.pop("bad", [])
-        self.count += len(bad)
-        for path, reason in bad:
-            if path not in self.reasons:
-                self.reasons[path] = reason
-                logger.warning("unreadable video replaced: %s: %s", path, reason)
-        return len(bad)
+    def take(self, batch: dict[str, Any]) -> None:
+        """Take "bad" out of a batch, so that the rest can go to the model."""
+        self._news += batch.pop("bad", [])
+
+    def share(self, *, gather: Callable[[list], list] = list, is_main: bool = True) -> None:
+        """Make `reasons`, by path, and `count`, how often one came up, those of all processes. All of them call it.
+
+        gather: makes one list of those of all processes, as `accelerate.utils.gather_object` does.
+        """
+        news, self._news = gather(self._news), []
+        self.count += len(news)
+        fresh = {path: reason for path, reason in news if path not in self.reasons}
+        self.reasons |= fresh
+        if is_main and fresh:
+            self._tell(fresh)
+
+    def _tell(self, fresh: dict[str, str]) -> None:
+        for path, reason in fresh.items():
+            logger.warning("unreadable video replaced: %s: %s", path, reason)
+        if self.path is not None:
+            listed = self.path.read_text().splitlines() if self.path.exists() else []
+            known = {line.split("\t")[0] for line in listed}
+            lines = [f"{path}\t{reason}\n" for path, reason in fresh.items() if path not in known]
+            with self.path.open("a") as file:
+                file.writelines(lines)

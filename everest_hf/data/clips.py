@@ -156,22 +156,25 @@ class VideoClips(torch.utils.data.Dataset):
 class EpochSampler(Sampler[int]):
     """The order of the rows of a VideoClips in its epoch, the same in every process.
 
-    An epoch is whole steps of `total_batch` clips; what is left over, different rows in each epoch, is left out.
+    An epoch is whole steps of `total_batch` clips; what is left over, different rows in each epoch, is left out. A row
+    is num_sample clips (see `ClipReader`).
     """
 
-    def __init__(self, clips: VideoClips, total_batch: int = 1):
+    def __init__(self, clips: VideoClips, total_batch: int | None = None):
         self.clips, self.start = clips, 0
-        self.stop = len(clips) // total_batch * total_batch
+        rows = (total_batch or clips.reader.num_sample) // clips.reader.num_sample
+        self.stop = len(clips) // rows * rows
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
-        """Give the order of an epoch, without the first `start` rows, which all processes together have had of it.
+        """Give the order of an epoch, without its first `start` clips, which all processes together have had of it.
 
         Without `start`, an epoch that is set already keeps what it has (Accelerate's loaders set it once more
         whenever they are iterated), and another one starts at 0.
         """
-        if start is None:
-            start = self.start if epoch == self.clips.epoch else 0
-        self.start = start
+        if start is not None:
+            self.start = start // self.clips.reader.num_sample
+        elif epoch != self.clips.epoch:
+            self.start = 0
         self.clips.set_epoch(epoch)
 
     def __len__(self) -> int:

@@ -36,26 +36,34 @@ def as_cell(video: Any) -> dict[str, Any]:
     return {"path": None if is_bytes else video, "bytes": video if is_bytes else None}
 
 
-def source_of(video: Any, index: int | None = None) -> dict[str, Any]:
-    """Return the arguments of `open_video` for a cell of the column `video`.
+def name_of(video: Any, index: int | None = None) -> str | None:
+    """Return what errors call a cell: its path; of what has no file of its own, its name and its row, `index`."""
+    cell = as_cell(video)
+    if index is None or (cell["bytes"] is None and cell["path"]):
+        return cell["path"]
+    return f"{cell['path']} (row {index})" if cell["path"] else f"row {index}"
 
-    A cell is a path, the bytes of a file, or {"path", "bytes"} as `datasets` has it. What has no file of its own is
-    called by its name and its row, `index`.
+
+def head_of(rows: Dataset | IterableDataset, count: int) -> Dataset:
+    """Return the first rows, at most `count`; of a stream too."""
+    if isinstance(rows, Dataset):
+        return rows.select(range(min(count, len(rows))))
+    return Dataset.from_list(list(rows.take(count)), features=rows.features)
+
+
+def source_of(video: Any, index: int | None = None) -> dict[str, Any]:
+    """Return the arguments of `open_video` for a cell of the column `video`, with the name that `name_of` gives it.
 
     Raises:
         VideoError: there is neither a path nor bytes, or an address such as hf://… cannot be read.
     """
     cell = as_cell(video)
     path, content = cell["path"], cell["bytes"]
-    if content is None and path and "://" in path:
-        return {"source": _fetch(path), "name": path}
     if content is None and path:
-        return {"source": path, "name": path}
-    row = "" if index is None else f"row {index}"
-    name = f"{path} ({row})" if path and row else path or row or None
+        content = _fetch(path) if "://" in path else path
     if content is None:
-        raise VideoError(name or "a video", "neither a path nor bytes")
-    return {"source": content, "name": name}
+        raise VideoError(name_of(video, index) or "a video", "neither a path nor bytes")
+    return {"source": content, "name": name_of(video, index)}
 
 
 def _fetch(url: str) -> bytes:

@@ -51,9 +51,9 @@ class StreamedClips(torch.utils.data.IterableDataset):
         self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
-        """Give the clips of an epoch, without the first `start` videos; as `EpochSampler.set_epoch`."""
+        """Give the clips of an epoch without its first `start`, as `EpochSampler.set_epoch`."""
         if start is not None:
-            self._place[1] = start // (self.batch_size * self.num_processes)
+            self._place[1] = start // (self.batch_size * self.reader.num_sample * self.num_processes)
         elif epoch != self._place[0]:
             self._place[1] = 0
         self._place[0] = epoch

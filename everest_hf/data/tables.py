@@ -274,7 +274,7 @@ def stream_rows(
             if num_labels is None:
                 raise ValueError(
                     f"{source}: a stream does not tell its classes beforehand; it needs labels that are a ClassLabel, "
-                    "or integers and num_labels in config"
+                    "or integers and num_classes"
                 )
             class_names = [str(i) for i in range(num_labels)]
         _, features["label"] = encode_labels([], class_names, None, problem_type)
