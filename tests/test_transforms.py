@@ -6,11 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from tiny import tiny_config
 from torchvision.transforms import v2
+from videos import write_clip
 
 from everest_hf import training
+from everest_hf.data import VideoClips, collate
 from everest_hf.rand_augment import FAST, MAX_MAGNITUDE, OPERATIONS, RandAugment
 from everest_hf.recipe import load_recipe
 from everest_hf.transforms import (
@@ -102,6 +105,24 @@ def test_short_side_is_the_most_that_the_smallest_crop_can_use():
     assert np.less_equal(SIZE, np.min(sizes, axis=0)).all()
     assert crop.short_side == 58  # 40 / 0.7, up
     assert finetuning_transform(SIZE).short_side is None
+
+
+def test_the_decoder_gives_no_more_than_a_transform_can_use(tmp_path):
+    rows = Dataset.from_dict({"video": [str(write_clip(tmp_path / "large.mp4", height=240, width=320))]})
+    sizes = {}
+    for task in ("pre-training", "fine-tuning"):
+        seen = []
+
+        class Spy:
+            short_side = TRANSFORMS[task].short_side
+
+            def __call__(self, clip, seen=seen):
+                seen.append(tuple(clip.shape[-2:]))
+                return clip
+
+        VideoClips(rows, Spy(), num_frames=4)[0]
+        (sizes[task],) = seen
+    assert sizes == {"pre-training": (61, 81), "fine-tuning": (240, 320)}  # 40 / 0.66, up
 
 
 def test_multi_scale_crop_draws_its_scales_and_places():
@@ -445,6 +466,16 @@ def test_stacked_clips_keep_channels_last_in_memory():
     stacked = stack_clips(clips)
     assert torch.equal(stacked, torch.stack(clips))
     assert stacked.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+def test_batches_of_the_loader_keep_channels_last_in_memory(tmp_path):
+    rows = Dataset.from_dict({"video": [str(write_clip(tmp_path / f"{i}.mp4", seed=i)) for i in range(2)]})
+    for name in ("pre-training", "fine-tuning with RandAugment"):
+        clips = VideoClips(rows, TRANSFORMS[name], num_frames=4, num_sample=2)
+        batch = collate([clips[0], clips[1]])["pixel_values"]
+        assert batch.shape == (4, 4, 3, *SIZE)
+        assert batch.permute(0, 1, 3, 4, 2).is_contiguous()
+        assert torch.equal(batch[2], clips[1]["pixel_values"][0])
 
 
 def test_random_erasing_fills_one_box_a_clip_with_fresh_noise():

@@ -50,7 +50,8 @@ class ClipReader:
     through the model, and follows from them too. `labels` is there where the row has a label.
 
     Args:
-        transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w).
+        transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
+            most that it can use of a frame's; see `everest_hf.video.open_video`.
         num_frames, frame_step, num_input_frames, frame_sampling: see `everest_hf.video.frame_indices`.
         seed: that of the run. num_sample: crops of a video. backend: see `everest_hf.video.open_video`.
     """
@@ -88,6 +89,7 @@ class ClipReader:
             **source_of(row["video"], place),
             indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
             backend=self.backend,
+            short_side=getattr(self.transform, "short_side", None),
         )
         crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
         if self.num_sample == 1:
