@@ -1,10 +1,11 @@
-"""What a clip costs, by formula from the configuration: tokens, floating-point operations, memory.
+"""What a configuration costs, by formula: parameters, tokens, operations of a clip, memory of training.
 
-A multiplication with its addition counts as two operations (FLOPs), as in `torch.utils.flop_counter`. Counted are the
-matrix products and attention; norms, activations and the selection's distances and sorting are left out (below 1 %).
+A multiplication and the addition of its product count as two floating-point operations, and only matrix products and
+attention are counted, both as torch.utils.flop_counter does. Attention is taken as fused: its backward pass computes
+the weights anew, two and a half times the work of its forward pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -13,116 +14,242 @@ from .modeling_everest import EverestForPreTraining, EverestForVideoClassificati
 
 TASKS = ("pretrain", "finetune", "probe", "inference")
 
+# Times the work of the forward pass. A matrix product has two gradients, of its input and of its weights.
+_LINEAR_BACKWARD, _ATTENTION_BACKWARD = 2, 2.5
+_FLOAT32 = 4
+
 
 @dataclass(frozen=True)
-class Cost:
-    """What a clip costs. encoder_tokens, decoder_tokens: the tokens that these work on. forward_flops: of a forward
-    pass. flops: of a whole step, with the backward pass where there is one.
+class Parameters:
+    """Numbers of parameters: all, and those that a task trains."""
+
+    total: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class ClipCost:
+    """What one clip costs: tokens that the encoder works on, floating-point operations of forward and backward pass."""
+
+    tokens: int
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """Operations of a training step for a clip; for inference, those of the forward pass."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Expected memory of one training process, in bytes.
+
+    weights: with their 16-bit copy in mixed precision, and the moving average. gradients. moments: AdamW's two.
+    activations: what the forward pass keeps for the backward pass, one layer's workspace, and the clips.
     """
 
-    encoder_tokens: int
-    decoder_tokens: int
-    forward_flops: int
-    flops: int
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
 
 
-def cost_of_clip(config: EverestConfig, task: str, keep_ratio: float | None = None) -> Cost:
-    """Return the cost of a clip. task: one of TASKS. keep_ratio: instead of the config's, not for pre-training."""
+# ------------------------------------------------------------------------------------------------------- parameters
+
+
+def count_parameters(config: EverestConfig, task: str) -> Parameters:
+    """Count the parameters of the model of a task, which is built for that without memory.
+
+    Raises:
+        ValueError: the task is none of TASKS.
+    """
+    _check_task(task)
+    with torch.device("meta"):
+        model = (EverestForPreTraining if task == "pretrain" else EverestForVideoClassification)(config)
+    if task == "probe":
+        model.freeze_encoder()
+    weights = list(model.parameters())
+    return Parameters(
+        total=sum(w.numel() for w in weights),
+        trained=0 if task == "inference" else sum(w.numel() for w in weights if w.requires_grad),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- operations
+
+
+@dataclass
+class _Work:
+    """Multiply-adds of matrix products and of attention, in the forward and in the backward pass."""
+
+    forward: float = 0
+    backward: float = 0
+
+    def add(self, linear: int = 0, attention: int = 0, trained: bool = True, again: int = 0) -> None:
+        """Add work of the forward pass; where it is trained, its backward pass, which does `again` once more."""
+        self.forward += linear + attention
+        self.backward += (_LINEAR_BACKWARD * linear + _ATTENTION_BACKWARD * attention + again) if trained else 0
+
+
+def clip_cost(
+    config: EverestConfig,
+    task: str = "inference",
+    *,
+    keep_ratio: float | None = None,
+    gradient_checkpointing: bool = False,
+) -> ClipCost:
+    """Return what a clip costs in a training step of a task, or in inference.
+
+    task: pretrain, finetune, probe (frozen encoder) or inference (of a classifier). keep_ratio: instead of the
+    config's, not for pretrain. gradient_checkpointing: the backward pass computes the layers anew.
+
+    Raises:
+        ValueError: the task is none of TASKS.
+    """
+    _check_task(task)
+    tokens = _encoder_tokens(config, task, keep_ratio)
+    encoder_trained = task in ("pretrain", "finetune")
+    work = _Work()
+    _add_embedding(work, config, task, keep_ratio, encoder_trained)
+    sizes = config.hidden_size, config.intermediate_size
+    checkpointed = gradient_checkpointing and encoder_trained
+    for _ in range(config.num_hidden_layers):
+        _add_layer(work, tokens, *sizes, trained=encoder_trained, checkpointed=checkpointed)
+    if task == "pretrain":
+        _add_decoder(work, config, checkpointed)
+    else:
+        _add_head(work, config, tokens, trained=task != "inference")
+    return ClipCost(tokens, forward=round(2 * work.forward), backward=round(2 * work.backward))
+
+
+def _check_task(task: str) -> None:
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
-    if task == "pretrain":
-        return _pretraining_cost(config)
-    kept = config.num_kept_tokens(keep_ratio)
-    trains_encoder = task == "finetune"
-    selects = config.num_input_frames > config.num_frames or (config.uses_motion and kept < config.num_tokens)
-    scoring = _projection(config, _num_candidates(config)) if selects else 0
-    # Scored tokens are embedded already; training embeds the kept ones again, to have a gradient for them alone.
-    embedding = _projection(config, kept) if trains_encoder or not selects else 0
-    encoder = config.num_hidden_layers * _layer(kept, config.hidden_size, config.intermediate_size)
-    head = _head(config, kept)
-    forward = scoring + embedding + encoder + head
-    backward = {
-        "inference": 0,
-        # The gradient of a frozen encoder's output is not wanted.
-        "probe": 2 * head,
-        # Twice the forward pass, for weights and for inputs; pixels want no gradient, scoring has none.
-        "finetune": embedding + 2 * (encoder + head),
-    }[task]
-    return Cost(kept, 0, forward, forward + backward)
 
 
-def _pretraining_cost(config: EverestConfig) -> Cost:
-    visible, targets = config.num_visible_tokens, config.num_target_tokens
-    dim = config.decoder_hidden_size
-    scoring = _projection(config, _num_candidates(config)) if config.uses_motion else 0
-    embedding = _projection(config, visible)
-    encoder = config.num_hidden_layers * _layer(visible, config.hidden_size, config.intermediate_size)
-    decoder = config.decoder_num_hidden_layers * _layer(visible + targets, dim, config.decoder_intermediate_size)
-    ends = 2 * visible * config.hidden_size * dim + 2 * targets * dim * config.tubelet_dim
-    forward = scoring + embedding + encoder + decoder + ends
-    return Cost(visible, visible + targets, forward, forward + embedding + 2 * (encoder + decoder + ends))
+def _encoder_tokens(config: EverestConfig, task: str, keep_ratio: float | None) -> int:
+    return config.num_visible_tokens if task == "pretrain" else config.num_kept_tokens(keep_ratio)
 
 
-def _num_candidates(config: EverestConfig) -> int:
-    """Return the tokens of all frames that the model takes, before any is dropped."""
-    return config.num_input_frames // config.tubelet_size * config.num_tokens_per_slot
+def _add_embedding(work: _Work, config: EverestConfig, task: str, keep_ratio: float | None, trained: bool) -> None:
+    """Every candidate is projected for its score; what is kept is projected again only where that is trained."""
+    tokens, product = _encoder_tokens(config, task, keep_ratio), config.tubelet_dim * config.hidden_size
+    dense = task != "pretrain" and (config.keep_ratio if keep_ratio is None else keep_ratio) == 1
+    scored = 0
+    if config.num_input_frames > config.num_frames or (config.token_selection == "motion" and not dense):
+        scored = config.num_input_frames // config.tubelet_size * config.num_tokens_per_slot
+    work.forward += scored * product
+    if trained or not scored:
+        work.forward += tokens * product
+    if trained:
+        work.backward += tokens * product  # the pixels need no gradient
 
 
-def _projection(config: EverestConfig, tokens: int) -> int:
-    return 2 * tokens * config.tubelet_dim * config.hidden_size
+def _add_layer(
+    work: _Work, tokens: int, dim: int, intermediate_size: int, *, trained: bool = True, checkpointed: bool = False
+) -> None:
+    """A transformer layer: query, key, value and output, then the two products of the MLP."""
+    square, mlp, attention = 4 * tokens * dim**2, tokens * dim * intermediate_size, 2 * tokens**2 * dim
+    # Nothing is kept of the last product of a layer, so it is not computed anew.
+    again = square + mlp + attention if checkpointed else 0
+    work.add(linear=square + 2 * mlp, attention=attention, trained=trained, again=again)
 
 
-def _layer(tokens: int, dim: int, intermediate: int) -> int:
-    """Query, key, value and output (4 D²), MLP (2 D I), scores and weighted sum of attention (2 K D for each token)."""
-    return 2 * tokens * (4 * dim * dim + 2 * dim * intermediate + 2 * tokens * dim)
+def _add_decoder(work: _Work, config: EverestConfig, checkpointed: bool) -> None:
+    dim, targets = config.decoder_hidden_size, config.num_target_tokens
+    work.add(linear=config.num_visible_tokens * config.hidden_size * dim)
+    for _ in range(config.decoder_num_hidden_layers):
+        sizes = dim, config.decoder_intermediate_size
+        _add_layer(work, config.num_informative_tokens, *sizes, checkpointed=checkpointed)
+    work.add(linear=targets * dim * config.tubelet_dim)
 
 
-def _head(config: EverestConfig, tokens: int) -> int:
+def _add_head(work: _Work, config: EverestConfig, tokens: int, trained: bool) -> None:
     dim = config.hidden_size
-    pooling = 0
-    if config.attentive_pooling:  # one query: its own projections, keys and values of all tokens, attention
-        pooling = 2 * (2 * dim * dim + tokens * 2 * dim * dim + 2 * tokens * dim)
-    return pooling + 2 * dim * config.num_labels
+    if config.attentive_pooling:  # query and output of one vector, key and value of all tokens
+        work.add(linear=(2 + 2 * tokens) * dim**2, attention=2 * tokens * dim, trained=trained)
+    work.add(linear=dim * config.num_labels, trained=trained)
 
 
 # ----------------------------------------------------------------------------------------------------------- memory
 
 
-def num_parameters(config: EverestConfig, task: str) -> tuple[int, int]:
-    """Return how many parameters the model of a task has, and how many of them are trained. Nothing is allocated."""
-    cls = EverestForPreTraining if task == "pretrain" else EverestForVideoClassification
-    with torch.device("meta"):
-        model = cls(config)
-    count = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for p in model.everest.parameters()) if task == "probe" else 0
-    return count, 0 if task == "inference" else count - frozen
-
-
 def training_memory(
-    config: EverestConfig, task: str, batch_size: int, *, sixteen_bit: bool = False, checkpointing: bool = False
-) -> int:
-    """Return roughly the bytes that a training process needs for a batch; the allocator's slack comes on top.
+    config: EverestConfig,
+    task: str,
+    batch_size: int,
+    *,
+    mixed_precision: str = "no",
+    gradient_checkpointing: bool = False,
+    moving_average: bool = False,
+    num_processes: int = 1,
+    sharded: bool = False,
+) -> TrainingMemory:
+    """Estimate the memory of one process that trains with AdamW on batches of `batch_size` clips.
 
-    Weights, gradients and AdamW's two moments are float32. Of a layer the backward pass needs, for each of its K
-    tokens, its input, both norms, query, key, value, the attention's output and the MLP's two halves: 8 D + 2 I
-    numbers, of which mixed precision halves most; with gradient checkpointing only its input, and one layer whole.
-    Attention that stores its weights (eager; 16 bits on a CPU) takes heads · K² more, which is not in here.
+    mixed_precision: "no" (float32), or another of Accelerate's, taken as 16 bits over weights of 32. num_processes:
+    of the run; without `sharded` (FSDP2, ZeRO 3) each holds everything, and a bucket of gradients to exchange.
+
+    Not in it: the runtime of the device (on a GPU a few hundred MB), what its allocator leaves unused, and the weights
+    of attention where it is not fused, as in 16 bits on a CPU.
+
+    Raises:
+        ValueError: the task is none of TASKS, or inference.
     """
-    count, trained = num_parameters(config, task)
-    cost = cost_of_clip(config, task)
-    number = 2.6 if sixteen_bit else 4  # bytes: norms and the residual stream stay float32
-    stacks = [(cost.encoder_tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers)]
+    if task == "inference":
+        raise ValueError("task is 'inference'; training_memory is that of pretrain, finetune or probe")
+    parameters, half = count_parameters(config, task), mixed_precision != "no"
+    shards = num_processes if sharded else 1
+    copies = 2 if num_processes > 1 and not sharded else 1
+    width = 2 if half else _FLOAT32
+    weights = _FLOAT32 * parameters.total + (_FLOAT32 * parameters.trained if moving_average else 0)
+    return TrainingMemory(
+        weights=weights // shards + (2 * parameters.total // shards if half else 0),
+        gradients=_FLOAT32 * copies * parameters.trained // shards,
+        moments=2 * _FLOAT32 * parameters.trained // shards,
+        activations=batch_size * clip_activations(config, task, width, gradient_checkpointing),
+    )
+
+
+def clip_activations(config: EverestConfig, task: str, width: int = _FLOAT32, checkpointing: bool = False) -> int:
+    """Estimate the bytes that a clip takes in a training step, for numbers of `width` bytes (4, or 2 for autocast)."""
+    tokens, dim = _encoder_tokens(config, task, None), config.hidden_size
+    frames, (height, width_of_frame) = config.num_input_frames, config.frame_size
+    clip = (1 + _FLOAT32) * frames * config.num_channels * height * width_of_frame  # as it came, and normalised
+    layer = _layer_activations(tokens, dim, config.intermediate_size, config.num_attention_heads, width)
+    kept = tokens * dim * width if checkpointing else layer
+    total = clip + layer  # the layer at work
+    if task != "probe":
+        total += tokens * config.tubelet_dim * width + config.num_hidden_layers * kept
     if task == "pretrain":
-        dim, inner = config.decoder_hidden_size, config.decoder_intermediate_size
-        stacks.append((cost.decoder_tokens, dim, inner, config.decoder_num_hidden_layers))
-    if task == "probe":
-        stacks = [(cost.encoder_tokens, config.hidden_size, config.intermediate_size, 1)]  # one layer's work space
-    activations = 0.0
-    for tokens, dim, inner, layers in stacks:
-        whole = tokens * (8 * dim + 2 * inner) * number
-        activations += layers * tokens * dim * 4 + whole if checkpointing else layers * whole
-    height, width = config.frame_size
-    pixels = 4 * config.num_channels * config.num_input_frames * height * width
-    # The clip, its patches, and where it is scored, all of its tokens.
-    inputs = 2 * pixels + (4 * _num_candidates(config) * config.hidden_size if config.uses_motion else 0)
-    return int(4 * count + 12 * trained + batch_size * (activations + inputs))
+        total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing)
+    elif config.attentive_pooling:
+        key_and_value = (3 if width < _FLOAT32 else 2) * tokens * dim * width  # and the norm's output, cast once more
+        total += _norm_activations(tokens, dim, width) + key_and_value
+    return total
+
+
+def _norm_activations(tokens: int, dim: int, width: int) -> int:
+    """A LayerNorm keeps its input in float32, with mean and deviation; the next product keeps its output."""
+    return tokens * dim * (_FLOAT32 + width) + 2 * tokens * _FLOAT32
+
+
+def _layer_activations(tokens: int, dim: int, intermediate_size: int, num_heads: int, width: int) -> int:
+    """What a transformer layer keeps: two norms, query, key, value and output of attention, both sides of the GELU."""
+    # Autocast casts the first norm's output for query, key and value one by one.
+    copies = 2 if width < _FLOAT32 else 0
+    attention = (4 + copies) * tokens * dim * width + num_heads * tokens * _FLOAT32
+    return 2 * _norm_activations(tokens, dim, width) + attention + 2 * tokens * intermediate_size * width
+
+
+def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool) -> int:
+    tokens, targets, dim = config.num_informative_tokens, config.num_target_tokens, config.decoder_hidden_size
+    sizes = dim, config.decoder_intermediate_size, config.decoder_num_attention_heads
+    kept = tokens * dim * width if checkpointing else _layer_activations(tokens, *sizes, width)
+    pixels = targets * config.tubelet_dim * (2 * _FLOAT32 + (width if width < _FLOAT32 else 0))
+    return config.decoder_num_hidden_layers * kept + _norm_activations(targets, dim, width) + pixels

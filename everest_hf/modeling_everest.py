@@ -585,7 +585,7 @@ class EverestAttentivePooling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, K, D) gives (B, D)."""
-        query = self.query.expand(x.shape[0], -1, -1)  # (B, 1, D)
+        query = self.query.repeat(x.shape[0], 1, 1)  # (B, 1, D)
         pooled, _ = self.attention(self.norm(x), queries=query)
         return pooled[:, 0]
 

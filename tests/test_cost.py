@@ -1,130 +1,209 @@
-"""The cost of a clip by formula, against what PyTorch counts while the models run."""
+"""What a configuration costs, by formula, against what torch counts, keeps for the backward pass, and was measured."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_config
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
-from everest_hf.cost import cost_of_clip, num_parameters, training_memory
+from everest_hf.cost import clip_activations, clip_cost, count_parameters, training_memory
 
-# Sizes that cost enough for what the formula leaves out to be small, and still little time.
+MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "model-cpu.json"
 SMALL = {
-    "image_size": (64, 96),
-    "num_frames": 8,
-    "hidden_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 768,
-    "decoder_hidden_size": 96,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 384,
+    "hidden_size": 384,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "decoder_hidden_size": 192,
+    "decoder_num_attention_heads": 3,
+    "decoder_intermediate_size": 768,
 }
+SIZES = {"small": SMALL, "base": {}}
+CLASSES = {"pretrain": EverestForPreTraining}
 
 
-def counted(config: EverestConfig, task: str, keep_ratio: float | None = None) -> int:
-    """FLOPs of a clip as PyTorch counts them in a step."""
-    config._attn_implementation = "eager"
-    batch, channels = 2, config.num_channels
-    clips = torch.randn(batch, config.num_input_frames, channels, *config.frame_size)
-    cls = EverestForPreTraining if task == "pretrain" else EverestForVideoClassification
-    model = cls(config).train(task != "inference")
-    model.requires_grad_(task != "inference")
+def step_of(config, task, keep_ratio=None, checkpointing=False):
+    """Return functions of one clip that go forward, and the model, without values: a large one costs no time."""
+    with torch.device("meta"):
+        model = CLASSES.get(task, EverestForVideoClassification)(config)
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(weight.shape))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = torch.empty(buffer.shape)
     if task == "probe":
-        model.everest.requires_grad_(False)
-    arguments = (
-        {} if task == "pretrain" else {"labels": torch.zeros(batch, dtype=torch.long), "keep_ratio": keep_ratio}
-    )
-    with FlopCounterMode(display=False) as counter:
-        loss = model(clips, **arguments).loss
-        if task != "inference":
-            loss.backward()
-    return counter.get_total_flops() // batch
+        model.freeze_encoder()
+    model.train(task != "inference")
+    if checkpointing:
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True
+                module._gradient_checkpointing_func = lambda function, *args: torch.utils.checkpoint.checkpoint(
+                    function, *args, use_reentrant=False
+                )
+    inputs = {"pixel_values": torch.empty(1, config.num_input_frames, config.num_channels, *config.frame_size)}
+    if task in ("finetune", "probe"):
+        inputs["labels"] = torch.zeros(1, dtype=torch.long)
+    if keep_ratio is not None:
+        inputs["keep_ratio"] = keep_ratio
+
+    def forward():
+        with torch.set_grad_enabled(task != "inference"):
+            return model(**inputs)
+
+    return forward, model
+
+
+def counted(config, task, **kwargs):
+    """Return what torch counts of one clip: operations of the forward and of the backward pass."""
+    with FakeTensorMode():
+        forward, _ = step_of(config, task, **kwargs)
+        with FlopCounterMode(display=False) as ahead:
+            output = forward()
+        with FlopCounterMode(display=False) as back:
+            if task != "inference":
+                output.loss.backward()
+    return ahead.get_total_flops(), back.get_total_flops()
+
+
+def kept_bytes(config, task, **kwargs):
+    """Return the bytes that autograd keeps of one clip for the backward pass, weights left out."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FakeTensorMode():
+        forward, model = step_of(config, task, **kwargs)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward()
+        for weight in model.parameters():
+            storages.pop(weight.untyped_storage()._cdata, None)
+        return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+# ------------------------------------------------------------------ operations
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "probe", "inference"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        SMALL,
-        SMALL | {"token_selection": "random"},
-        SMALL | {"token_selection": "tube"},
-        SMALL | {"frame_oversampling": 1.5},
-        SMALL | {"attentive_pooling": True},
-        None,
-    ],
-    ids=["motion", "random", "tube", "oversampled", "attentive", "tiny"],
-)
-def test_the_formula_agrees_with_what_is_counted(task, fields):
-    config = tiny_config() if fields is None else EverestConfig(**fields)
-    assert cost_of_clip(config, task).flops == pytest.approx(counted(config, task), rel=0.01)
+@pytest.mark.parametrize("oversampling", [1.0, 1.5])
+@pytest.mark.parametrize("selection", ["motion", "random", "tube"])
+def test_operations_are_those_that_torch_counts(selection, oversampling, task):
+    config = tiny_config(token_selection=selection, frame_oversampling=oversampling)
+    cost = clip_cost(config, task)
+    assert (cost.forward, cost.backward) == pytest.approx(counted(config, task), rel=1e-6)
+    assert cost.total == cost.forward + cost.backward
+    if task != "pretrain":
+        for keep_ratio in (1, 0.2):
+            cost = clip_cost(config, task, keep_ratio=keep_ratio)
+            assert (cost.forward, cost.backward) == pytest.approx(
+                counted(config, task, keep_ratio=keep_ratio), rel=1e-6
+            )
 
 
-@pytest.mark.parametrize("keep_ratio", [0.1, 0.3, 1.0])
-def test_the_keep_ratio_of_a_call(keep_ratio):
-    config = EverestConfig(**SMALL)
-    cost = cost_of_clip(config, "inference", keep_ratio)
-    assert cost.encoder_tokens == config.num_kept_tokens(keep_ratio)
-    assert cost.flops == pytest.approx(counted(config, "inference", keep_ratio), rel=0.01)
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "probe"])
+@pytest.mark.parametrize("pooling", [{}, {"attentive_pooling": True}])
+def test_operations_with_checkpointing_and_other_heads(pooling, task):
+    config = tiny_config(**pooling, decoder_num_hidden_layers=2)
+    cost = clip_cost(config, task, gradient_checkpointing=True)
+    assert (cost.forward, cost.backward) == pytest.approx(counted(config, task, checkpointing=True), rel=1e-3)
 
 
-def test_base_by_hand():
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "inference"])
+@pytest.mark.parametrize("size", SIZES)
+def test_operations_of_the_published_sizes(size, task):
+    config = EverestConfig(**SIZES[size])
+    cost = clip_cost(config, task)
+    assert (cost.forward, cost.backward) == pytest.approx(counted(config, task), rel=0.01)
+
+
+def test_tokens_are_those_of_the_encoder():
     config = EverestConfig()
-    cost = cost_of_clip(config, "inference", 1.0)
-    projection = 1568 * 1536 * 768
-    layer = 1568 * (4 * 768**2 + 2 * 768 * 3072) + 2 * 1568**2 * 768
-    assert cost.forward_flops == 2 * (projection + 12 * layer + 768 * config.num_labels)
-    pretraining = cost_of_clip(config, "pretrain")
-    assert (pretraining.encoder_tokens, pretraining.decoder_tokens) == (156, 470)
+    assert clip_cost(config, "pretrain").tokens == 156
+    assert clip_cost(config).tokens == 940
+    assert clip_cost(config, keep_ratio=1).tokens == 1568
+    assert clip_cost(config).backward == 0
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"'train'.*pretrain, finetune, probe, inference"):
-        cost_of_clip(tiny_config(), "train")
+    for function in (clip_cost, count_parameters):
+        with pytest.raises(ValueError, match="task is 'train'; it must be one of pretrain, finetune"):
+            function(tiny_config(), "train")
+    with pytest.raises(ValueError, match="task is 'inference'"):
+        training_memory(tiny_config(), "inference", 1)
 
 
-def test_parameters():
-    config = tiny_config()
-    model = EverestForVideoClassification(config)
-    count = sum(p.numel() for p in model.parameters())
-    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("everest."))
-    assert num_parameters(config, "finetune") == (count, count)
-    assert num_parameters(config, "probe") == (count, head)
-    assert num_parameters(config, "inference") == (count, 0)
+# ------------------------------------------------------------------ parameters
 
 
-def saved_bytes(config: EverestConfig, task: str, batch: int) -> int:
-    """Bytes of a batch and of what autograd keeps of it for the backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    cls = EverestForPreTraining if task == "pretrain" else EverestForVideoClassification
-    model = cls(config).train()
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    clips = torch.randn(batch, config.num_input_frames, config.num_channels, *config.frame_size)
-    labels = {} if task == "pretrain" else {"labels": torch.zeros(batch, dtype=torch.long)}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(clips, **labels).loss
-    assert loss.requires_grad
-    return clips.nbytes + sum(size for place, size in kept.items() if place not in weights)
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "probe", "inference"])
+def test_parameters_are_those_of_the_model(task):
+    config = tiny_config(attentive_pooling=True)
+    model = CLASSES.get(task, EverestForVideoClassification)(config)
+    encoder = sum(weight.numel() for weight in model.everest.parameters())
+    total = model.num_parameters()
+    trained = {"pretrain": total, "finetune": total, "probe": total - encoder, "inference": 0}
+    parameters = count_parameters(config, task)
+    assert (parameters.total, parameters.trained) == (total, trained[task])
 
 
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_memory_grows_with_the_batch_as_what_is_saved(task):
-    config = EverestConfig(**SMALL, attn_implementation="sdpa")
-    measured = saved_bytes(config, task, 8) - saved_bytes(config, task, 4)
-    expected = training_memory(config, task, 8) - training_memory(config, task, 4)
-    assert 0.7 < expected / measured < 1.4
+@pytest.mark.parametrize("size", SIZES)
+def test_activations_are_what_autograd_keeps(size, task, checkpointing):
+    config = EverestConfig(**SIZES[size], num_hidden_layers=6)
+    deeper = EverestConfig(**SIZES[size], num_hidden_layers=8)
+    estimates = [clip_activations(each, task, checkpointing=checkpointing) for each in (config, deeper)]
+    kept = [kept_bytes(each, task, checkpointing=checkpointing) for each in (config, deeper)]
+    assert estimates[1] - estimates[0] == pytest.approx(kept[1] - kept[0], rel=1e-3)
+    # Beside that: a layer at work, and the clip as bytes and as floats.
+    clip = 16 * 3 * 224 * 224
+    layer = (clip_activations(deeper, task) - clip_activations(config, task)) / 2
+    assert estimates[0] - layer - 5 * clip == pytest.approx(kept[0], rel=0.02)
 
 
-def test_what_saves_memory_does():
-    config = EverestConfig()
-    plain = training_memory(config, "finetune", 16)
-    assert training_memory(config, "finetune", 16, checkpointing=True) < 0.4 * plain
-    assert training_memory(config, "finetune", 16, sixteen_bit=True) < 0.8 * plain
-    assert training_memory(config, "probe", 16) < 0.3 * plain
+def test_of_a_frozen_encoder_nothing_is_kept_however_deep_it_is():
+    shallow, deep = (clip_activations(EverestConfig(num_hidden_layers=depth), "probe") for depth in (2, 12))
+    assert shallow == deep < clip_activations(EverestConfig(), "finetune") / 8
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_memory_is_near_what_was_measured(index):
+    """benchmarks/model.py measured resident memory, with the allocator's slack: 7 % and less away in float32."""
+    measured = [r for r in json.loads(MEASURED.read_text())["results"] if r["task"] != "inference"][index]
+    config = EverestConfig(**SIZES[measured["size"]], num_labels=101)
+    task = {"pretraining": "pretrain", "finetuning": "finetune"}[measured["task"]]
+    half = measured["dtype"] == "bf16"
+    memory = training_memory(config, task, measured["batch"], mixed_precision="bf16" if half else "no")
+    # In 16 bits a CPU keeps the weights of attention too, which are not in the estimate.
+    tolerance = 0.35 if half else 0.07
+    assert memory.total == pytest.approx(measured["everest"]["peak_bytes"], rel=tolerance)
+
+
+def test_what_is_held_by_each_process():
+    config = tiny_config()
+    parameters = count_parameters(config, "finetune").total
+    one = training_memory(config, "finetune", 2)
+    assert (one.weights, one.gradients, one.moments) == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert one.total == one.weights + one.gradients + one.moments + one.activations
+    assert one.activations == 2 * training_memory(config, "finetune", 1).activations
+    several = training_memory(config, "finetune", 2, num_processes=4)
+    assert (several.weights, several.gradients) == (one.weights, 2 * one.gradients)  # with DDP's bucket
+    sharded = training_memory(config, "finetune", 2, num_processes=4, sharded=True)
+    assert sharded.total - sharded.activations == pytest.approx((one.total - one.activations) / 4, abs=4)
+    assert training_memory(config, "finetune", 2, moving_average=True).weights == 2 * one.weights
+    half = training_memory(config, "finetune", 2, mixed_precision="bf16")
+    assert half.weights == 6 * parameters
+    assert half.activations < one.activations
+    probe = count_parameters(config, "probe")
+    memory = training_memory(config, "probe", 2)
+    assert (memory.weights, memory.moments) == (4 * probe.total, 8 * probe.trained)
