@@ -205,7 +205,7 @@ class Uploads:
         """Upload the result of the run and return its URL.
 
         Raises:
-            ValueError, ConnectionError: it did not succeed; the message names the command that tries again.
+            ValueError: it did not succeed; the message names the command that tries again.
         """
         if self._running is not None:
             self._running.exception()  # waits
@@ -214,7 +214,7 @@ class Uploads:
             return upload(published_files(model, self.repo), self.repo, message="Result of the run")
         except (ValueError, OSError) as error:
             again = f"all is saved; `everest-hf push {model} {self.repo}` tries again"
-            raise type(error)(f"{error}; {again}") from error
+            raise ValueError(f"{error}; {again}") from error
 
     def _hold(self, files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
         """Link files to where they stay until they are uploaded; the checkpoint itself may go before."""
