@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_everest import EverestConfig
-from .cost import cost_of_clip
+from .cost import clip_cost
 from .recipe import Recipe, load_recipe
 
 CARD = "README.md"
@@ -178,10 +178,10 @@ def _about(architecture: str, config: EverestConfig) -> str:
 
 
 def _cost(config: EverestConfig, task: str) -> str:
-    flops = {"A forward pass of a clip takes": cost_of_clip(config, task)}
+    flops = {"A forward pass of a clip takes": clip_cost(config, task)}
     if task == "inference":
-        flops["with all tokens kept it would take"] = cost_of_clip(config, task, keep_ratio=1)
-    shares = [f"{what} {cost.forward_flops / 1e9:.3g} GFLOPs" for what, cost in flops.items()]
+        flops["with all tokens kept it would take"] = clip_cost(config, task, keep_ratio=1)
+    shares = [f"{what} {cost.forward / 1e9:.3g} GFLOPs" for what, cost in flops.items()]
     return f"{'; '.join(shares)} (a multiplication with its addition counts as two)."
 
 
