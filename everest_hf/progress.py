@@ -207,7 +207,7 @@ def summarise(
     recipe: Recipe, figures: dict[str, float], log: list[dict], model: Path, best: Path | None, bad: BadVideos
 ) -> str:
     """Say how a run ended and where its results are: a line, then a table."""
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no validation set"
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items()) or "no validation set"
     lines = [line for line in log if "loss" in line]
     seconds = sum(line["seconds"] for line in lines)
     rows = {

@@ -51,9 +51,12 @@ def _class_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]
     header = ["label", "predicted", "score", *(f"top{i + 1}" for i in range(1, ranked.shape[1]))]
 
     def lines():
-        for of_video, ids, label in zip(scores, ranked.tolist(), labels.tolist(), strict=True):
-            first, *others = [names[i] for i in ids] if of_video.any() else [""] * len(ids)
-            yield [names[label], first, _number(of_video[ids[0]]) if first else "", *others]
+        for of_video, ids, label in zip(scores.tolist(), ranked.tolist(), labels.tolist(), strict=True):
+            if any(of_video):
+                first, *others = [names[i] for i in ids]
+                yield [names[label], first, _number(of_video[ids[0]]), *others]
+            else:
+                yield [names[label], *[""] * (len(ids) + 1)]
 
     return header, lines()
 
@@ -61,18 +64,18 @@ def _class_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]
 def _multi_label_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]]:
     """As `_class_predictions`: labels and predicted labels, joined by commas, and the score of every label."""
 
-    def joined(chosen: torch.Tensor) -> str:
-        return ",".join(name for name, is_chosen in zip(names, chosen.tolist(), strict=True) if is_chosen)
+    def joined(values: list[float]) -> str:
+        return ",".join(name for name, value in zip(names, values, strict=True) if value >= 0.5)
 
     lines = (
-        [joined(wanted == 1), joined(of_video >= 0.5), *map(_number, of_video)]
-        for of_video, wanted in zip(scores, labels, strict=True)
+        [joined(wanted), joined(of_video), *map(_number, of_video)]
+        for of_video, wanted in zip(scores.tolist(), labels.tolist(), strict=True)
     )
     return ["label", "predicted", *names], lines
 
 
 def _number_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]]:
-    pairs = zip(labels.flatten(), scores.flatten(), strict=True)
+    pairs = zip(labels.flatten().tolist(), scores.flatten().tolist(), strict=True)
     return ["label", "predicted"], ([_number(label), _number(predicted)] for label, predicted in pairs)
 
 
@@ -83,8 +86,8 @@ PREDICTED: dict[str, Callable] = {
 }
 
 
-def _number(value: torch.Tensor) -> str:
-    return f"{float(value):.6g}"
+def _number(value: float) -> str:
+    return f"{value:.6g}"
 
 
 def _write_confusion(folder: Path, names: Sequence[str], scores: torch.Tensor, labels: torch.Tensor) -> None:

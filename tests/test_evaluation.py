@@ -19,6 +19,7 @@ from videos import write_class_folders, write_clip, write_list
 
 from everest_hf.data import VideoViews, class_names_of, collate, load_videos
 from everest_hf.evaluation import figures_of, predict_videos, share_of_batches, video_losses
+from everest_hf.recipe import load_recipe
 from everest_hf.report import write_predictions
 
 
@@ -385,6 +386,19 @@ def test_what_cannot_be_evaluated(place, run, arguments, words):
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_label_smoothing_belongs_to_one_label_a_video():
+    options = {"task": "finetune", "train": "videos"}
+    assert load_recipe(None, options).label_smoothing == 0.1
+    assert load_recipe(None, {**options, "config": {"problem_type": MULTI}}).label_smoothing == 0
+    with pytest.raises(ValueError, match=r"label_smoothing is 0\.2; it must be 0 with problem_type=regression"):
+        load_recipe(None, {**options, "config": {"problem_type": REGRESSION}, "label_smoothing": 0.2})
+
+
+def test_an_evaluation_needs_videos_to_evaluate():
+    with pytest.raises(ValueError, match="val is None"):
+        load_recipe(None, {"eval_only": True, "train": "videos"})
 
 
 # -------------------------------------------------------------------------------------------------- unreadable videos
