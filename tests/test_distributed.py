@@ -1,6 +1,7 @@
 """Several processes, accumulated batches and shards: the run of one process with the whole batch."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from commands import train, train_on
 from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_config
@@ -16,6 +18,7 @@ from videos import write_class_folders
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.training import selection_noise, uniform
+from everest_hf.watch import NotFinite, Watch
 
 CLASSES = ("left", "right", "up")
 MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
@@ -206,6 +209,43 @@ def test_a_loss_that_is_not_finite_names_its_step(place, pretrained, processes):
     assert sum(error.count(f"{name}_{i}.mp4") for name in CLASSES for i in range(3)) == 4  # the clips of the step
     assert "Traceback" not in results[0].stderr + results[-1].stderr
     assert not list((place / f"not_finite_{processes}" / "checkpoints").glob("*"))
+
+
+def watch_of(lag: int) -> Watch:
+    """A watch that reads a step's figures `lag` steps later: 0 on a CPU, 1 on a GPU."""
+    watch = Watch(Accelerator(cpu=True), names_of=lambda indices: [f"clip {i}" for i in indices])
+    watch._lag = lag
+    return watch
+
+
+def end_step(watch: Watch, number: int, losses: list[float], grad_norm: float = 1.0) -> float:
+    for i, loss in enumerate(losses):
+        watch.add_batch(torch.tensor(loss), torch.tensor([10 * number + i]))
+    return watch.end_step(number, 0.5, torch.tensor(grad_norm)).item()
+
+
+def test_figures_that_are_read_a_step_later_name_their_own_step():
+    watch = watch_of(lag=1)
+    assert end_step(watch, 1, [1.0, 2.0]) == 1.5
+    end_step(watch, 2, [1.0, math.inf])
+    message = "step 2 is not finite: loss inf, gradient norm 1, learning rate 0.5; clips of clip 20, clip 21"
+    with pytest.raises(NotFinite, match=message):
+        end_step(watch, 3, [1.0])
+
+
+def test_nothing_is_saved_before_all_figures_were_read():
+    watch = watch_of(lag=1)
+    end_step(watch, 1, [1.0], grad_norm=math.nan)
+    with pytest.raises(NotFinite, match="step 1 is not finite: loss 1, gradient norm nan"):
+        watch.settle()
+
+
+def test_a_gradient_that_overflowed_in_fp16_is_the_scalers_business():
+    watch = watch_of(lag=0)
+    watch.accelerator.scaler = torch.amp.GradScaler("cpu")
+    end_step(watch, 1, [1.0], grad_norm=math.inf)
+    with pytest.raises(NotFinite):
+        end_step(watch, 2, [math.nan], grad_norm=math.inf)
 
 
 # ------------------------------------------------------------------------------------------- the draws of the selection
