@@ -24,6 +24,7 @@ TAGS = ["video", "masked-autoencoder", "self-supervised-learning", "everest"]
 # Named on their own in the card, or of no meaning to anyone but the run.
 PATHS = ("train", "val", "data_root", "model", "output_dir")
 NOT_SETTINGS = ("task", *PATHS, "overwrite", "push_to_hub", "num_workers")
+TASK_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "probe": "probing, with the encoder frozen"}
 # What figures are called: the Hub's identifier, and the name for people. Others go by their own name.
 FIGURES = {
     "top1": ("accuracy", "top-1 accuracy"),
@@ -202,7 +203,7 @@ pixel_values = processor("clip.mp4", return_tensors="pt")["pixel_values"]  # (1,
 def _run(run: RunFacts, config: EverestConfig) -> str:
     recipe = run.recipe
     rows = {
-        "task": "pre-training" if recipe.task == "pretrain" else "fine-tuning",
+        "task": TASK_NAMES[recipe.task],
         "started from": f"`{_source(recipe.model)}`" if recipe.model else "random weights",
         "training videos": f"{run.num_train:,} of `{_source(recipe.train)}`",
         "held-out videos": f"{run.num_val:,} of `{_source(recipe.val)}`" if recipe.val else "none",
@@ -270,7 +271,7 @@ def _results(name: str, run: RunFacts | None) -> dict:
         kind, title = _figure(figure)
         results.append(
             EvalResult(
-                task_type="video-classification" if recipe.task == "finetune" else "self-supervised-learning",
+                task_type="video-classification" if recipe.has_labels else "self-supervised-learning",
                 dataset_type=_hub_name(recipe.val) or "videofolder",
                 dataset_name=_source(recipe.val),
                 metric_type=kind,

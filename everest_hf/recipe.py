@@ -18,7 +18,7 @@ from .configuration_everest import EverestConfig
 from .rand_augment import MAX_MAGNITUDE
 from .transforms import AUGMENTATIONS
 
-TASKS = ("pretrain", "finetune")
+TASKS = ("pretrain", "finetune", "probe")
 SINGLE_LABEL = "single_label_classification"
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
@@ -56,7 +56,7 @@ def _option(default, group: str, text: str, choices: tuple | None = None):
 class Recipe:
     """Everything about a run that is not in the model's configuration. Defaults are those of pre-training."""
 
-    task: str = _option("pretrain", "What to do", "pretrain or finetune", TASKS)
+    task: str = _option("pretrain", "What to do", "pretrain, finetune, or probe (a head on a frozen encoder)", TASKS)
     output_dir: str = _option("runs/everest", "What to do", "folder for checkpoints, log, recipe and pictures")
     model: str | None = _option(None, "What to do", "checkpoint folder or Hub id to start from")
     config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
@@ -152,12 +152,17 @@ class Recipe:
         source = getattr(self, needed)
         _require(source is not None, needed, source, "a list file or a folder of class folders")
         if self.count_bad_as_wrong:
-            _require(self.task == "finetune", "count_bad_as_wrong", True, "false: in pre-training no video is wrong")
+            _require(self.has_labels, "count_bad_as_wrong", True, "false: in pre-training no video is wrong")
             _require(self.problem_type != "regression", "count_bad_as_wrong", True, "false: no number is wrong")
         if self.problem_type != SINGLE_LABEL:
             right = f"0 with problem_type={self.problem_type}"
             for name in ("label_smoothing", "mixup", "cutmix"):
                 _require(getattr(self, name) == 0, name, getattr(self, name), right)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the task learns labels, in fine-tuning and probing."""
+        return self.task != "pretrain"
 
     @property
     def problem_type(self) -> str:
@@ -175,7 +180,7 @@ class Recipe:
     def _check_lists(self) -> None:
         scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas
         _require(scale and all(0 < x <= 1 for x in scale), "crop_scale", scale, "numbers above 0 and at most 1")
-        if self.task == "finetune":
+        if self.has_labels:
             _require(len(scale) == 2 and scale[0] <= scale[1], "crop_scale", scale, "a range, two rising numbers")
         _require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", ratio, "two rising numbers above 0")
         _require(len(betas) == 2 and all(0 <= x < 1 for x in betas), "betas", betas, "two numbers from 0 to below 1")
@@ -191,7 +196,7 @@ class Recipe:
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
-# Fine-tuning starts from these where the recipe says nothing (method: table of the release's recipes).
+# Tasks start from these where the recipe says nothing. Fine-tuning: the values of the release (method: its recipes).
 TASK_DEFAULTS = {
     "pretrain": {},
     "finetune": {
@@ -207,6 +212,18 @@ TASK_DEFAULTS = {
         "erasing": 0.25,
         "label_smoothing": 0.1,
         "config": {"drop_path_rate": 0.1},
+    },
+    # As in linear probing (MAE, arXiv 2111.06377, A.1): no weight decay, no augmentation but crops and mirror images;
+    # with AdamW in place of LARS.
+    "probe": {
+        "epochs": 50,
+        "warmup_epochs": 5,
+        "batch_size": 32,
+        "min_lr": 0.0,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "crop_scale": [0.08, 1.0],
+        "flip": True,
     },
 }
 
@@ -259,7 +276,7 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
     parser = _Parser(
         usage="train_accelerate.py [RECIPE.yaml] [--option VALUE ...]",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=38),
-        description="Pre-train or fine-tune EVEREST. Without a recipe: the quickstart, on videos that it makes.",
+        description="Pre-train, fine-tune or probe EVEREST. Without a recipe: the quickstart, on videos that it makes.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

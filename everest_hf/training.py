@@ -50,7 +50,11 @@ from .visualize import draw_curves, draw_kept_tokens, take_slots
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"pretrain": EverestForPreTraining, "finetune": EverestForVideoClassification}
+MODEL_CLASSES = {
+    "pretrain": EverestForPreTraining,
+    "finetune": EverestForVideoClassification,
+    "probe": EverestForVideoClassification,
+}
 # The list of the training videos that could not be read.
 BAD_VIDEOS = "bad_videos.txt"
 # Videos of a stream that are opened before anything is trained.
@@ -125,7 +129,7 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     Raises:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
-    labelled = recipe.task == "finetune"
+    labelled = recipe.has_labels
     options = {"labels_required": labelled, "problem_type": recipe.problem_type, **_columns_of(recipe)}
     if recipe.streaming:
         train = stream_videos(recipe.train, split=recipe.train_split, num_labels=recipe.num_classes or None, **options)
@@ -316,7 +320,7 @@ def build_val_loader(
 
 def final_views(recipe: Recipe) -> tuple[int, int]:
     """Return the segments and crops of the final evaluation; pre-training is judged by single views."""
-    return (recipe.segments, recipe.crops) if recipe.task == "finetune" else (1, 1)
+    return (recipe.segments, recipe.crops) if recipe.has_labels else (1, 1)
 
 
 def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -392,7 +396,9 @@ def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
         ValueError: the checkpoint cannot be loaded, or the configuration is impossible.
     """
     cls, values = MODEL_CLASSES[recipe.task], dict(recipe.config)
-    if recipe.task == "finetune":
+    if recipe.task == "probe" and recipe.model is None:
+        raise ValueError("model is None; it must be the checkpoint whose encoder is probed")
+    if recipe.has_labels:
         values |= {"problem_type": recipe.problem_type, **_labels_of(recipe, train)}
     if recipe.model is None:
         model = cls(EverestConfig(**values))
@@ -401,6 +407,8 @@ def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
             model = cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
         except OSError as error:
             raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
+    if recipe.task == "probe":
+        model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
