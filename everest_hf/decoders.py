@@ -76,8 +76,8 @@ def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer
         raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
     with container:
         stream = container.streams.best("video")
-        if stream is None:
-            raise ValueError("not a video: it has no stream of pictures")
+        if stream is None or stream.codec_context is None:
+            raise ValueError("not a video: it has no stream of pictures, or one of an unknown kind")
         stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
         yield container, stream
 
@@ -193,13 +193,12 @@ class DecordDecoder:
     obstacles = frozenset({CUT, OPEN_GROUPS, UNTIMED, MIRRORED, CROWDED, NARROW})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
-        decord = _decord()
         height, width = (-1, -1) if size is None or _is_narrow(size[1]) else size
         with _as_file(source) as path:
             try:
                 # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a
                 # neighbour in the place of a frame that it cannot decode, and says nothing.
-                self._reader = decord.VideoReader(path, width=width, height=height, num_threads=1, fault_tol=1e-9)
+                self._reader = _reader_class()(path, width=width, height=height, num_threads=1, fault_tol=1e-9)
             except RuntimeError as error:
                 raise ValueError("not a video, or one that decord does not know or finds damaged") from error
         self.num_frames = len(self._reader)
@@ -276,7 +275,7 @@ def _as_file(source: str | bytes) -> Iterator[str]:
 
 
 @functools.cache
-def _decord():
+def _reader_class() -> type:
     # decord offers the libraries that it brings to all that the process loads later: the FFmpeg of torchcodec takes
     # functions of other versions from them, and crashes.
     everywhere, ctypes.RTLD_GLOBAL = ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL
@@ -285,7 +284,18 @@ def _decord():
     finally:
         ctypes.RTLD_GLOBAL = everywhere
     decord.logging.set_level(decord.logging.QUIET)
-    return decord
+
+    class Reader(decord.VideoReader):
+        def __init__(self, *args, **kwargs):
+            self._process = os.getpid()
+            super().__init__(*args, **kwargs)
+
+        def __del__(self):
+            # In a forked process, to end a reader of its parent is to wait for threads that are not there.
+            if self._process == os.getpid():
+                super().__del__()
+
+    return Reader
 
 
 @functools.cache
@@ -298,7 +308,7 @@ def _torchcodec():
     else:
         loads = getattr(torchcodec, "ffmpeg_major_version", True) is not None
     if not loads:
-        raise ImportError(
+        raise ValueError(
             "video backend torchcodec cannot be loaded; it needs the package (pip install torchcodec) and the libraries "
             "of FFmpeg 4 or later (apt install ffmpeg, or conda install ffmpeg)"
         )
@@ -314,8 +324,7 @@ def usable_backend(backend: str) -> str:
     """Return the key of DECODERS that `backend` means here: "auto" is torchcodec where it loads, otherwise decord.
 
     Raises:
-        ValueError: `backend` is none of BACKENDS.
-        ImportError: it is not installed, or cannot be loaded.
+        ValueError: `backend` is none of BACKENDS, or cannot be loaded.
     """
     if backend not in BACKENDS:
         raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
@@ -323,7 +332,7 @@ def usable_backend(backend: str) -> str:
         try:
             _torchcodec()
             return "torchcodec"
-        except ImportError:
+        except ValueError:
             if backend == "torchcodec":
                 raise
     return "decord"

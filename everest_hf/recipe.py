@@ -17,6 +17,7 @@ import yaml
 from .configuration_everest import EverestConfig
 from .rand_augment import MAX_MAGNITUDE
 from .transforms import AUGMENTATIONS
+from .video import BACKENDS, TIME_LIMIT
 
 TASKS = ("pretrain", "finetune", "probe")
 SINGLE_LABEL = "single_label_classification"
@@ -32,6 +33,7 @@ STEERING = {
     "eval_only",
     "count_bad_as_wrong",
     "num_workers",
+    "decode_timeout",
     "batch_size",
     "gradient_accumulation_steps",
     "log_every",
@@ -83,6 +85,8 @@ class Recipe:
     )
     frame_step: int = _option(4, "Data", "frames from one sampled frame to the next, for stride")
     num_workers: int = _option(2, "Data", "decoding processes for each training process")
+    video_backend: str = _option("decord", "Data", "decoder; auto: torchcodec where it loads, else decord", BACKENDS)
+    decode_timeout: float = _option(TIME_LIMIT, "Data", "seconds after which a decoder counts as hung (0: never)")
     max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
 
     crop_scale: list = _option([1.0, 0.875, 0.75, 0.66], "Augmentation", "sides (pretrain) or area range (finetune)")
@@ -135,7 +139,7 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("rand_augment", "mixup", "cutmix"):
+        for name in ("rand_augment", "mixup", "cutmix", "decode_timeout"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

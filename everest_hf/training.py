@@ -45,6 +45,7 @@ from .progress import LOG, check_tracker
 from .ranks import end_together, main_first
 from .recipe import Recipe, load_recipe
 from .report import REPORT
+from .video import usable_backend
 from .video_processing_everest import EverestVideoProcessor
 from .visualize import draw_curves, draw_kept_tokens, take_slots
 
@@ -72,9 +73,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """Return the Accelerator of a run, which writes to the recipe's tracker.
 
     Raises:
-        ValueError: the tracker is not installed, or the recipe asks for what DeepSpeed does not offer.
+        ValueError: tracker or decoder are not installed, or the recipe asks for what DeepSpeed does not offer.
     """
     main_first(PartialState(), check_tracker, recipe.report_to)
+    main_first(PartialState(), usable_backend, recipe.video_backend)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
@@ -181,7 +183,7 @@ def check_videos(
     if recipe.streaming:
         train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
     for rows, source, share in ((train, recipe.train, train_share), (val, recipe.val, bad_share)):
-        errors = check_readable(rows, frames_needed=needed) if rows is not None else []
+        errors = check_readable(rows, frames_needed=needed, **opening_of(recipe)) if rows is not None else []
         if len(errors) > share * len(rows or ()):
             raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
         for error in errors:
@@ -196,9 +198,15 @@ def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str
     return (candidates - 1) * config.num_frames * frame_step // candidates + 1
 
 
+def opening_of(recipe: Recipe) -> dict:
+    """Return how videos are opened, as arguments of `everest_hf.video.open_video`."""
+    return {"backend": recipe.video_backend, "time_limit": recipe.decode_timeout}
+
+
 def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
-    """Return how clips are sampled, as arguments of `VideoClips` and `VideoViews`."""
+    """Return how clips are sampled and read, as arguments of `VideoClips` and `VideoViews`."""
     return {
+        **opening_of(recipe),
         "num_frames": config.num_frames,
         "num_input_frames": config.num_input_frames,
         "frame_step": recipe.frame_step,

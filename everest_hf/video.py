@@ -106,14 +106,19 @@ class _Video:
 
     def _guard(self, function: Callable, *args):
         try:
-            return call_within(self._time_limit, function, *args)
-        except ImportError:
+            return _within(self._time_limit, self.name, function, *args)
+        except (ImportError, VideoError):
             # A decoder that is not installed is no fault of the video.
             raise
-        except Overdue:
-            raise VideoError(self.name, f"took longer than {self._time_limit:g} s") from None
         except Exception as error:
             raise VideoError(self.name, _reason(error)) from error
+
+
+def _within(seconds: float, name: str, function: Callable, *args):
+    try:
+        return call_within(seconds, function, *args)
+    except Overdue:
+        raise VideoError(name, f"took longer than {seconds:g} s") from None
 
 
 def _open(source: str | bytes, decoder: type[Decoder], short_side: int | None) -> tuple[Header, Decoder]:
@@ -151,12 +156,15 @@ def open_video(
 
     Raises:
         VideoError: whatever goes wrong, with path and reason.
-        ImportError: the backend is not installed, or cannot be loaded.
+        ValueError: the backend is unknown, or cannot be loaded.
     """
-    backend = usable_backend(backend)
-    if isinstance(source, bytes):
-        return _Video(source, name or f"<{len(source)} bytes of video>", backend, short_side, time_limit)
-    return _Video(os.fspath(source), name or os.fspath(source), backend, short_side, time_limit)
+    backend, name = usable_backend(backend), name or _name_of(source)
+    source = source if isinstance(source, bytes) else os.fspath(source)
+    return _Video(source, name, backend, short_side, time_limit)
+
+
+def _name_of(source: str | os.PathLike | bytes) -> str:
+    return f"<{len(source)} bytes of video>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
@@ -172,14 +180,28 @@ def read_frames(source: str | os.PathLike | bytes, indices: Sequence[int], **kwa
     return open_video(source, **kwargs).read(indices)
 
 
-def read_clip(source: str | os.PathLike | bytes, indices_of: Callable[[int], Sequence[int]], **kwargs) -> torch.Tensor:
+def read_clip(
+    source: str | os.PathLike | bytes,
+    indices_of: Callable[[int], Sequence[int]],
+    *,
+    name: str | None = None,
+    time_limit: float = TIME_LIMIT,
+    **kwargs,
+) -> torch.Tensor:
     """Return a clip uint8 (T, C, H, W) of the frames at indices_of(number of frames of the video).
 
-    Other arguments and errors as in `open_video`.
+    Other arguments and errors as in `open_video`; the time limit is one for opening and reading.
     """
-    video = open_video(source, **kwargs)
+    name = name or _name_of(source)
+
+    def read() -> torch.Tensor:
+        video = open_video(source, name=name, time_limit=0, **kwargs)
+        return video.read(indices_of(video.num_frames))
+
+    # In one call: decord decodes ahead as soon as it is open, and to wait for it again costs a millisecond or two.
+    frames = _within(time_limit, name, read)
     # A view: channels stay last in memory, where uint8 resizing is fastest.
-    return video.read(indices_of(video.num_frames)).permute(0, 3, 1, 2)  # (T, C, H, W)
+    return frames.permute(0, 3, 1, 2)  # (T, C, H, W)
 
 
 # ---------------------------------------------------------------------- reasons
@@ -250,7 +272,7 @@ def _end_of_segment(head: bytes) -> int | None:
 
 def _matroska_size(data: bytes, at: int) -> tuple[int, int]:
     """Size of an element and where its content starts: the leading zero bits of the size tell its number of bytes."""
-    width = 9 - data[at].bit_length()
+    width = 9 - int.from_bytes(data[at : at + 1], "big").bit_length()
     return int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1), at + width
 
 
@@ -258,5 +280,5 @@ def _reason(error: Exception) -> str:
     """First line of a decoder's message, without the places in its source and the call stack that follows."""
     text = getattr(error, "strerror", None) or str(error)
     first_line = next(iter(text.strip().splitlines()), "") or type(error).__name__
-    what = re.sub(r"\[[0-9:]+\] \S+:[0-9]+: ", "", first_line)
+    what = re.sub(r"\[[0-9:]+\] \S+:[0-9]+: |^\w+, \S+:[0-9]+, ", "", first_line)
     return f"cannot be decoded: {what}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from videos import (
+    FORMATS,
     bad_files,
     counting_frames,
     frame_number,
@@ -29,12 +30,6 @@ from everest_hf.video import (
     stride_indices,
 )
 
-FORMATS = {
-    "clip.mp4": {"codec": "libx264", "g": 7},
-    "clip.avi": {"codec": "mpeg4", "g": 7},
-    "clip.mkv": {"codec": "libx264", "g": 7},
-    "clip.webm": {"codec": "libvpx-vp9", "g": 7, "deadline": "realtime", "cpu-used": 8},
-}
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
 # What the decoder prints on its own about a bad file is not ours to check.
 BAD_REASONS = {

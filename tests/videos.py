@@ -8,6 +8,30 @@ import av
 import numpy as np
 import pytest
 
+from everest_hf.video import usable_backend
+
+# How the container formats of the tests are written: arguments of `write_video` by file name.
+FORMATS = {
+    "clip.mp4": {"codec": "libx264", "x264-params": "keyint=7:min-keyint=7:bframes=2:b-adapt=0:scenecut=0"},
+    "clip.avi": {"codec": "mpeg4", "g": 7},
+    "clip.mkv": {"codec": "libx264", "g": 7},
+    "clip.webm": {"codec": "libvpx-vp9", "g": 7, "deadline": "realtime", "cpu-used": 8},
+}
+
+
+def _torchcodec_loads() -> bool:
+    try:
+        return usable_backend("torchcodec") == "torchcodec"
+    except ValueError:
+        return False
+
+
+# Values of a test's parameter `backend`.
+TORCHCODEC = pytest.param(
+    "torchcodec", marks=pytest.mark.skipif(not _torchcodec_loads(), reason="torchcodec or FFmpeg is not installed")
+)
+BACKENDS = ("decord", TORCHCODEC)
+
 
 def moving_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """Frames uint8 (T, H, W, 3): a bright square that moves one pixel a frame over a still, smooth texture."""

@@ -9,7 +9,7 @@ from datasets import Dataset, Features
 from torch.utils.data import Sampler
 
 from .. import transforms
-from ..video import VideoError, frame_indices, read_clip
+from ..video import TIME_LIMIT, VideoError, frame_indices, read_clip
 from .rows import source_of
 
 # A run of this many unreadable videos in the order of an epoch is no longer bad luck.
@@ -53,7 +53,7 @@ class ClipReader:
         transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
             most that it can use of a frame's; see `everest_hf.video.open_video`.
         num_frames, frame_step, num_input_frames, frame_sampling: see `everest_hf.video.frame_indices`.
-        seed: that of the run. num_sample: crops of a video. backend: see `everest_hf.video.open_video`.
+        seed: that of the run. num_sample: crops of a video. backend, time_limit: see `everest_hf.video.open_video`.
     """
 
     def __init__(
@@ -67,8 +67,14 @@ class ClipReader:
         seed: int = 0,
         num_sample: int = 1,
         backend: str = "decord",
+        time_limit: float = TIME_LIMIT,
     ):
-        self.transform, self.seed, self.num_sample, self.backend = transform, seed, num_sample, backend
+        self.transform, self.seed, self.num_sample = transform, seed, num_sample
+        self.opening = {
+            "backend": backend,
+            "time_limit": time_limit,
+            "short_side": getattr(transform, "short_side", None),
+        }
         self.sampling = {
             "frame_sampling": frame_sampling,
             "num_frames": num_frames,
@@ -88,8 +94,7 @@ class ClipReader:
         clip = read_clip(
             **source_of(row["video"], place),
             indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
-            backend=self.backend,
-            short_side=getattr(self.transform, "short_side", None),
+            **self.opening,
         )
         crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
         if self.num_sample == 1:
@@ -208,9 +213,12 @@ class VideoViews(torch.utils.data.Dataset):
         num_segments: int = 1,
         num_crops: int = 1,
         backend: str = "decord",
+        time_limit: float = TIME_LIMIT,
         count_unreadable: bool = False,
     ):
-        self.rows, self.size, self.backend, self.count_unreadable = rows, tuple(size), backend, count_unreadable
+        self.rows, self.size, self.count_unreadable = rows, tuple(size), count_unreadable
+        # Never scaled by the decoder: the pixels are those of the processor.
+        self.opening = {"backend": backend, "time_limit": time_limit}
         self.num_segments, self.num_crops = num_segments, num_crops
         self.sampling = {
             "frame_sampling": frame_sampling,
@@ -234,7 +242,7 @@ class VideoViews(torch.utils.data.Dataset):
         return {**_item(views, self.rows.features, row, index), "unreadable": bool(bad), "bad": bad}
 
     def _read(self, row: dict[str, Any], index: int) -> torch.Tensor:
-        clip = read_clip(**source_of(row["video"], index), indices_of=self._indices, backend=self.backend)
+        clip = read_clip(**source_of(row["video"], index), indices_of=self._indices, **self.opening)
         crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
         return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
 
