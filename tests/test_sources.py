@@ -1,33 +1,23 @@
 """Data sets that `datasets` opens, from files that are written here: parquet, arrow, webdataset, saved folders."""
 
 import json
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
+from tables import BOTH, datasets_cache, write_tar
 from videos import write_class_folders, write_list
 
 from everest_hf.data import VideoClips, VideoViews, check_readable, class_names_of, load_videos, stream_videos
 from everest_hf.transforms import finetuning_transform
 from everest_hf.video import VideoError
 
+pytestmark = pytest.mark.usefixtures(datasets_cache.__name__)
 SIZE = (24, 40)
 SAMPLING = {"num_frames": 6, "frame_step": 2}
 NAMES = ["walk", "jump"]  # not in the order of the alphabet
-BOTH = {"bytes": Value("binary"), "path": Value("string")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    """A cache of their own for the data sets of these tests."""
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +44,6 @@ def table_of(folder, videos="both", labels=(0, 0, 1, 1), label=None, **columns) 
     features = {name: feature if name == "video" else Value("string") for name in table}
     features["label"] = label or ClassLabel(names=NAMES)
     return Dataset.from_dict(table, Features(features))
-
-
-def write_tar(path: Path, videos: list[Path], **suffixes) -> Path:
-    """Write a webdataset file of videos; suffixes: cls="0 0 1 1".split() adds 000.cls with "0" beside 000.mp4, …"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for i, video in enumerate(videos):
-            parts = {"mp4": video.read_bytes(), **{suffix: texts[i].encode() for suffix, texts in suffixes.items()}}
-            for suffix, content in parts.items():
-                info = tarfile.TarInfo(f"{path.stem}-{i:03}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, BytesIO(content))
-    return path
 
 
 def same_clips(rows, other) -> bool:

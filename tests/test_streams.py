@@ -2,10 +2,9 @@
 
 from collections import Counter
 
-import datasets
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from tables import write_parquet
 from torch.utils.data import DataLoader
 from videos import bad_files, moving_frames, write_video
 
@@ -17,15 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  #
 SIZE = (24, 40)
 SAMPLING = {"num_frames": 4, "frame_step": 2}
 NAMES = ["walk", "jump"]
-FEATURES = Features(video={"bytes": Value("binary"), "path": Value("string")}, label=ClassLabel(names=NAMES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
 
 
 def write_files(folder, *sizes, cells=None):
@@ -35,8 +25,8 @@ def write_files(folder, *sizes, cells=None):
     cells = cells or [{"bytes": video, "path": f"{i:03}.mp4"} for i in range(sum(sizes))]
     cells = iter(cells)
     for number, size in enumerate(sizes):
-        rows = {"video": [next(cells) for _ in range(size)], "label": [i % 2 for i in range(size)]}
-        Dataset.from_dict(rows, FEATURES).to_parquet(folder / f"part-{number}.parquet")
+        of_file = [next(cells) for _ in range(size)]
+        write_parquet(folder / f"part-{number}.parquet", of_file, [i % 2 for i in range(size)], NAMES)
     return folder / "part-*.parquet"
 
 
