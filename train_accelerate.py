@@ -30,8 +30,6 @@ from everest_hf.ranks import main_first
 from everest_hf.recipe import Recipe, load_recipe, parse_command_line
 from everest_hf.watch import STOPPED, Watch
 
-RECIPES = Path(__file__).parent / "recipes"
-
 
 def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
@@ -151,7 +149,7 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
 def run_quickstart(options: dict, state: PartialState) -> None:
     """Write a small set of videos, pre-train on them, fine-tune from that checkpoint, evaluate on held-out videos."""
     videos = main_first(state, quickstart.write_videos)
-    stages = main_first(state, quickstart.load_stages, RECIPES / "quickstart", videos, options)
+    stages = main_first(state, quickstart.load_stages, videos, options)
     for recipe in stages.values():
         train(recipe)
     if state.is_main_process:

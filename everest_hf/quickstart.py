@@ -9,23 +9,27 @@ from .synthetic import MotionVideos, write_motion_videos
 from .visualize import draw_curves
 
 
+# The recipes of the two stages; in a checkout this folder is a link to the recipes beside the package.
+RECIPES = Path(__file__).parent / "recipes" / "quickstart"
+
+
 def write_videos(folder: str | Path = "data/motion") -> Path:
     """Write the quickstart's videos below `folder`, or find them there, and return where train/ and val/ are."""
     return write_motion_videos(folder, MotionVideos())
 
 
-def load_stages(recipes: Path, videos: Path, options: dict) -> dict[str, Recipe]:
+def load_stages(videos: Path, options: dict) -> dict[str, Recipe]:
     """Return the recipes of both stages, chained: fine-tuning starts from the model that pre-training saves.
 
-    recipes: folder of pretrain.yaml and finetune.yaml. options: values for both, over the files'; output_dir is the
-    folder that holds a run for each stage, and only the classifier goes to push_to_hub.
+    options: values for both, over the files'; output_dir is the folder that holds a run for each stage, and only the
+    classifier goes to push_to_hub.
     """
     root = Path(options.get("output_dir", "runs/quickstart"))
     shared = {"train": str(videos / "train"), "val": str(videos / "val"), **options}
     first = {"output_dir": str(root / "pretrain"), "push_to_hub": None}
-    pretrain = load_recipe(recipes / "pretrain.yaml", {**shared, **first})
+    pretrain = load_recipe(RECIPES / "pretrain.yaml", {**shared, **first})
     own = {"output_dir": str(root / "finetune"), "model": str(root / "pretrain" / "model")}
-    return {"pretrain": pretrain, "finetune": load_recipe(recipes / "finetune.yaml", {**shared, **own})}
+    return {"pretrain": pretrain, "finetune": load_recipe(RECIPES / "finetune.yaml", {**shared, **own})}
 
 
 def summarise(stages: dict[str, Recipe]) -> str:

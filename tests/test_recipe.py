@@ -8,7 +8,7 @@ import yaml
 
 from everest_hf.recipe import Recipe, load_recipe, parse_command_line
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if p.name != "accelerate.yaml")
 
 
 def write_recipe(folder, text: str) -> Path:
