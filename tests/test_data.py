@@ -328,6 +328,24 @@ def test_frame_sampling_reaches_the_clips(tmp_path):
     assert [number // 10 for number in numbers(frame_sampling="segment")] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("candidates", [4, 6, 8])
+def test_candidates_are_evenly_spaced_in_the_span_of_the_clip(tmp_path, candidates):
+    """Stride: that of 4 frames at step 3 is 12 frames. Segment: the whole video. In training and in all views."""
+    path = write_video(tmp_path / "count.mp4", counting_frames(60, *SIZE), crf=10)
+    rows = load_videos(write_list(tmp_path / "list.txt", [(path, 0)]))
+    for frame_sampling in ("stride", "segment"):
+        sampling = {"num_frames": 4, "frame_step": 3, "num_input_frames": candidates, "frame_sampling": frame_sampling}
+        views = VideoViews(rows, SIZE, **sampling, num_segments=2)[0]["pixel_values"]
+        for clip in (*views, VideoClips(rows, torch.nn.Identity(), **sampling)[0]["pixel_values"]):
+            numbers = [frame_number(frame.permute(1, 2, 0)) for frame in clip]
+            if frame_sampling == "stride":
+                assert [number - numbers[0] for number in numbers] == [i * 12 // candidates for i in range(candidates)]
+            else:
+                part = 60 / candidates
+                assert all(int(i * part) <= number < (i + 1) * part for i, number in enumerate(numbers))
+                assert len(numbers) == candidates
+
+
 # ---------------------------------------------------------------------- unreadable videos
 
 

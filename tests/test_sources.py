@@ -268,7 +268,7 @@ def test_stream_of_webdataset_files(folder, tmp_path):
     rows = list(stream_videos(tmp_path / "a.tar", num_labels=3))
     assert [row["label"] for row in rows] == [0, 0, 1, 2]
     assert [row["video"]["path"] for row in rows] == [f"a-{i:03}.mp4" for i in range(4)]
-    with pytest.raises(ValueError, match=r"a-003\.mp4 \('?2'?\): label out of range; 2 classes"):
+    with pytest.raises(VideoError, match=r"^\S+a\.tar: a-003\.mp4 \(2\): label out of range; 2 classes"):
         list(stream_videos(tmp_path / "a.tar", num_labels=2))
     with pytest.raises(ValueError, match=r"a stream does not tell its classes beforehand"):
         stream_videos(tmp_path / "a.tar")

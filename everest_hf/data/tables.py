@@ -23,7 +23,8 @@ from datasets import (
     load_from_disk,
 )
 
-from .rows import Row, as_cell, encode_labels
+from ..video import VideoError
+from .rows import Row, as_cell, encode_labels, refuse
 
 # The builders of `datasets` by the suffix of the files.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -252,10 +253,12 @@ class _StreamedRow:
         if not self.columns.label:
             return {"video": cell}
         text = self.columns.label_of(cells[self.columns.label[0]])
-        where = f"{self.source}: {cell['path'] or 'a video'}"
-        if text is None:
-            raise ValueError(f"{where}: no label")
-        (label,), _ = encode_labels([Row("", text, where)], self.class_names, None, self.problem_type)
+        name = cell["path"] or "a video"
+        try:
+            refuse([name] * (text is None), "no label")
+            (label,), _ = encode_labels([Row("", text, name)], self.class_names, None, self.problem_type)
+        except ValueError as error:
+            raise VideoError(self.source, str(error)) from error  # which leaves a decoding process as one line
         return {"video": cell, "label": label}
 
 
