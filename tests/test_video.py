@@ -1,24 +1,48 @@
 """Frame indices, reading, and one clear error for every way in which a video can be bad."""
 
+import gc
+import os
 import pickle
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as F
 from videos import (
+    BACKENDS,
     FORMATS,
+    TORCHCODEC,
     bad_files,
     counting_frames,
     frame_number,
     moving_frames,
     real_clips,
     write_clip,
+    write_cut,
+    write_turned,
     write_video,
 )
 
+from everest_hf import decoders
+from everest_hf.data import VideoClips, VideoViews, load_videos
+from everest_hf.deadline import Overdue, call_within
+from everest_hf.parallel import run_in_processes
+from everest_hf.recipe import Recipe
+from everest_hf.training import build_accelerator
+from everest_hf.transforms import evaluation_crops, finetuning_transform, pretraining_transform
 from everest_hf.video import (
+    DECODERS,
     VideoError,
     VideoInfo,
     frame_indices,
@@ -28,6 +52,7 @@ from everest_hf.video import (
     read_frames,
     segment_indices,
     stride_indices,
+    usable_backend,
 )
 
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
@@ -38,6 +63,13 @@ BAD_REASONS = {
     "truncated": "the file is truncated",
     "missing": "no such file",
 }
+
+
+# Levels by which pixels of two builds of FFmpeg may differ; those here do not.
+TOLERANCE = 2
+# Hundredths of a second, as irregular as a telephone's.
+TIMES = np.cumsum(np.random.default_rng(0).integers(1, 12, size=60)).tolist()
+COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -115,48 +147,149 @@ def test_impossible_requests_for_indices_are_named():
 # ---------------------------------------------------------------------- reading
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_frames_are_those_asked_for(tmp_path, name):
+def test_frames_are_those_asked_for(tmp_path, name, backend):
     path = write_video(tmp_path / name, counting_frames(40), fps=20, **FORMATS[name])
-    assert probe(path) == VideoInfo(40, fps=20.0, height=32, width=64, codec=CODECS[name], duration=2.0)
-    assert probe(path.read_bytes()) == probe(path)
+    info = VideoInfo(40, fps=20.0, height=32, width=64, codec=CODECS[name], duration=2.0)
+    assert probe(path, backend=backend) == probe(path.read_bytes(), backend=backend) == info
     indices = [31, 5, 5, 0, 39, 13]
-    frames = read_frames(path, indices)
+    frames = read_frames(path, indices, backend=backend)
     assert frames.dtype == torch.uint8
     assert frames.shape == (6, 32, 64, 3)
     assert [frame_number(frame) for frame in frames] == indices
-    assert torch.equal(read_frames(path.read_bytes(), indices), frames)
+    assert torch.equal(read_frames(path.read_bytes(), indices, backend=backend), frames)
 
 
-def test_frames_equal_those_of_an_independent_decoder(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4", num_frames=30, g=12)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_frames_equal_those_of_an_independent_decoder(tmp_path, name, backend):
+    path = write_video(tmp_path / name, moving_frames(30, 48, 64), **FORMATS[name])
+    assert_equal_frames(read_frames(path, range(30), backend=backend), list(decoded(path)))
+
+
+def decoded(path) -> Iterator[np.ndarray]:
+    """All frames of a video, as PyAV decodes them one after the other."""
     with av.open(str(path)) as container:
-        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert np.array_equal(read_frames(path, range(30)), np.stack(expected))
+        yield from (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
 
 
+def assert_equal_frames(frames: torch.Tensor, expected: list[np.ndarray]) -> None:
+    assert np.abs(frames.numpy().astype(int) - np.stack(expected)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("name", "info"),
     [
-        ("bigbuckbunny.mp4", (132, 25.0, 720, 1280)),
-        ("bikes.mp4", (250, 25.0, 272, 640)),
-        ("carphone_pristine.mp4", (120, 30000 / 1001, 144, 176)),
-        ("carphone_distorted.mp4", (120, 30000 / 1001, 144, 176)),
+        ("bigbuckbunny.mp4", (132, 25.0, 720, 1280, "h264", 5.28)),
+        ("bikes.mp4", (250, 25.0, 272, 640, "h264", 10.0)),
+        ("carphone_pristine.mp4", (120, 29.97, 144, 176, "h264", 4.004)),
+        ("carphone_distorted.mp4", (120, 29.97, 144, 176, "h264", 4.004)),
     ],
 )
-def test_real_clips(name, info):
+def test_real_clips(name, info, backend):
     path = real_clips()[name]
-    found = probe(path)
-    assert (found.num_frames, round(found.fps, 3), found.height, found.width) == (
-        info[0],
-        round(info[1], 3),
-        *info[2:],
-    )
+    found = probe(path, backend=backend)
+    assert astuple(found) == pytest.approx(info, abs=0.001)
     indices = [found.num_frames - 1, 0, 50]
-    with av.open(str(path)) as container:
-        expected = {i: f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i in indices}
-    for frame, index in zip(read_frames(path, indices), indices, strict=True):
-        assert np.array_equal(frame, expected[index])
+    expected = {i: frame for i, frame in enumerate(decoded(path)) if i in indices}
+    assert_equal_frames(read_frames(path, indices, backend=backend), [expected[i] for i in indices])
+
+
+# Files in which a decoder that seeks would give other frames than those asked for, and how they are written.
+X264 = "keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
+HARD = {
+    "open_groups.mp4": {"x264-params": f"{X264}:open-gop=1"},
+    "open_groups.mkv": {"x264-params": f"{X264}:open-gop=1"},
+    "b_frames.avi": {"codec": "mpeg4", "g": 12, "bf": 2},
+    "h264.avi": {"x264-params": X264},
+    "program.mpg": {"codec": "mpeg2video", "g": 12, "bf": 2},
+    "transport.ts": {"x264-params": X264},
+    "hevc.mp4": {"codec": "libx265", "x265-params": f"log-level=none:{X264}:open-gop=0"},
+    "variable_rate.mp4": {"x264-params": X264, "times": TIMES},
+    "variable_rate.mkv": {"x264-params": X264, "times": TIMES},
+    "variable_rate.avi": {"codec": "mpeg4", "g": 12, "times": TIMES},
+    "late_start.mp4": {"x264-params": X264, "times": range(700, 1000, 5)},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", HARD)
+def test_each_frame_is_found_by_its_number(tmp_path, name, backend):
+    path = write_video(tmp_path / name, counting_frames(60), **HARD[name])
+    assert frame_numbers(path, backend) == list(range(60))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_that_an_edit_list_hides_are_not_there(tmp_path, backend):
+    whole = write_video(tmp_path / "whole.mp4", counting_frames(60), **{"x264-params": X264})
+    path = write_cut(tmp_path / "cut.mp4", whole, start=17)
+    assert frame_numbers(path, backend) == list(range(17, 60))
+    assert frame_numbers(path.read_bytes(), backend) == list(range(17, 60))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [16, 48, 96, 144, 208])
+def test_narrow_frames(tmp_path, width, backend):
+    path = write_video(tmp_path / "narrow.mp4", moving_frames(9, 32, width))
+    assert_equal_frames(read_frames(path, range(9), backend=backend), list(decoded(path)))
+
+
+def frame_numbers(source, backend) -> list[int]:
+    """The numbers written into the frames of a video: each asked for alone; checked to be those of strided clips."""
+    count = open_video(source, backend=backend).num_frames
+    numbers = [frame_number(read_frames(source, [i], backend=backend)[0]) for i in range(count)]
+    for start in (1, 13):
+        strided = read_frames(source, range(start, count, 4), backend=backend)
+        assert [frame_number(frame) for frame in strided] == numbers[start::4]
+    return numbers
+
+
+# The corners of a frame of four colours, row by row, when it is shown by a matrix.
+TURNS = {
+    "as it is": ((1, 0, 0, 1), "RGBW"),
+    "to the right": ((0, 1, -1, 0), "BRWG"),
+    "by half": ((-1, 0, 0, -1), "WBGR"),
+    "to the left": ((0, -1, 1, 0), "GWRB"),
+    "mirrored": ((-1, 0, 0, 1), "GRWB"),
+    "upside down": ((1, 0, 0, -1), "BWRG"),
+    "transposed": ((0, 1, 1, 0), "RBGW"),
+    "transposed the other way": ((0, -1, -1, 0), "WGBR"),
+    "not at all": ((0, 0, 0, 0), "RGBW"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("turn", TURNS)
+def test_frames_are_upright(tmp_path, turn, backend):
+    matrix, corners = TURNS[turn]
+    path = write_turned(tmp_path / "turned.mp4", four_colours(8, 96, 128), matrix)
+    shape = (96, 128) if matrix[0] or not any(matrix) else (128, 96)
+    info = probe(path, backend=backend)
+    assert (info.height, info.width) == shape
+    for frame in read_frames(path, [0, 5], backend=backend):
+        assert frame.shape[:2] == shape
+        assert "".join(colour_at(frame, row, column) for row in (0.25, 0.75) for column in (0.25, 0.75)) == corners
+
+
+def test_frames_turned_by_an_angle_are_refused(tmp_path):
+    path = write_turned(tmp_path / "turned.mp4", four_colours(8, 96, 128), (0.7, 0.7, -0.7, 0.7))
+    with pytest.raises(VideoError, match="no multiple of 90 degrees"):
+        probe(path)
+
+
+def four_colours(num_frames: int, height: int, width: int) -> np.ndarray:
+    frames = np.zeros((num_frames, height, width, 3), np.uint8)
+    for i, colour in enumerate(COLOURS.values()):
+        top, left = height // 2 * (i // 2), width // 2 * (i % 2)
+        frames[:, top : top + height // 2, left : left + width // 2] = colour
+    return frames
+
+
+def colour_at(frame: torch.Tensor, row: float, column: float) -> str:
+    pixel = frame[int(row * frame.shape[0]), int(column * frame.shape[1])]
+    return next(name for name, colour in COLOURS.items() if (pixel > 127).tolist() == [x > 127 for x in colour])
 
 
 def test_clip_takes_its_indices_from_the_number_of_frames(tmp_path):
@@ -221,9 +354,218 @@ def test_indices_outside_of_the_video_are_an_error(tmp_path):
             read_frames(path, indices)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_files_are_errors_with_each_backend(tmp_path, backend):
+    for kind, path in bad_files(tmp_path).items():
+        with pytest.raises(VideoError, match=BAD_REASONS[kind]):
+            probe(path, backend=backend)
+
+
+# ---------------------------------------------------------------------- backends
+
+
 def test_unknown_backend_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"video backend is 'tape'.*decord"):
+    with pytest.raises(ValueError, match=r"video backend is 'tape'; it must be one of auto, decord, torchcodec"):
         probe(write_clip(tmp_path / "clip.mp4"), backend="tape")
+
+
+@pytest.fixture
+def fresh_backends():
+    """What is known of decoders is found out anew, in the test and after it."""
+    known = usable_backend, decoders._torchcodec
+    [function.cache_clear() for function in known]
+    yield
+    [function.cache_clear() for function in known]
+
+
+def test_torchcodec_that_is_not_installed(tmp_path, monkeypatch, fresh_backends):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)  # as where there is none: to import it fails
+    path = write_clip(tmp_path / "clip.mp4")
+    with pytest.raises(ValueError, match=r"torchcodec cannot be loaded; .*pip install torchcodec.*FFmpeg") as caught:
+        probe(path, backend="torchcodec")
+    assert not isinstance(caught.value, VideoError)  # no fault of the video
+    assert usable_backend("auto") == "decord"
+    assert probe(path, backend="auto") == probe(path)
+
+
+def test_a_run_says_at_once_that_its_decoder_is_not_installed(monkeypatch, fresh_backends):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(ValueError, match="torchcodec cannot be loaded"):
+        build_accelerator(Recipe(train="videos", video_backend="torchcodec"))
+
+
+@pytest.mark.parametrize("backend", [TORCHCODEC])
+def test_auto_is_torchcodec_where_it_loads(backend):
+    assert usable_backend("auto") == backend
+
+
+@pytest.mark.parametrize("order", [("decord", "torchcodec"), ("torchcodec", "decord")])
+@pytest.mark.parametrize("backend", [TORCHCODEC])
+def test_decoders_share_a_process(tmp_path, order, backend):
+    path = write_video(tmp_path / "clip.mp4", counting_frames(20, 64, 128), codec="libsvtav1", g=5, preset=12)
+
+    def read(backends, alive):
+        return [frame_number(read_frames(path, [11], backend=name)[0]) for name in backends]
+
+    # In a process that has loaded neither, and that may crash: their libraries are of different versions.
+    assert run_alone(read, order) == [11, 11]
+
+
+def run_alone(function, item):
+    """Call function(item, alive) in a process of its own."""
+    [(_, result)] = run_in_processes(function, [item])
+    return result
+
+
+# ---------------------------------------------------------------------- smaller frames
+
+
+def test_decord_scales_what_is_larger_than_needed(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", moving_frames(12, 240, 320), crf=10)
+    whole = read_clip(path, lambda n: [0, 7])
+    for short_side in (None, 240, 500):
+        assert torch.equal(read_clip(path, lambda n: [0, 7], short_side=short_side), whole)
+    small = read_clip(path, lambda n: [0, 7], short_side=99)
+    assert small.shape == (2, 3, 99, 132)
+    expected = F.resize(whole, [99, 132], antialias=True)
+    assert (small.float() - expected.float()).abs().mean() < 4  # of 255; moved by a pixel, it would be above 7
+    assert read_clip(path, lambda n: [0, 7], short_side=72).shape[2:] == (240, 320)  # to 96 pixels, which it cannot
+
+
+def test_a_turned_video_is_scaled_upright(tmp_path):
+    path = write_turned(tmp_path / "turned.mp4", four_colours(8, 240, 320), TURNS["to the right"][0])
+    assert read_frames(path, [0], short_side=120).shape == (1, 160, 120, 3)
+
+
+@pytest.mark.parametrize("backend", [TORCHCODEC])
+def test_torchcodec_scales_nothing(tmp_path, backend):
+    path = write_video(tmp_path / "clip.mp4", moving_frames(12, 240, 320))
+    assert read_clip(path, lambda n: [0], backend=backend, short_side=99).shape[2:] == (240, 320)
+
+
+def test_training_lets_the_decoder_scale_and_evaluation_does_not(tmp_path):
+    write_video(tmp_path / "clip.mp4", moving_frames(12, 240, 320))
+    rows = load_videos(tmp_path, labels_required=False)
+    seen = []
+    transform = pretraining_transform((24, 40))
+    transform.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    VideoClips(rows, transform, num_frames=4)[0]
+    assert seen == [(4, 3, transform.short_side, round(transform.short_side * 4 / 3))]
+    whole = read_clip(tmp_path / "clip.mp4", lambda n: stride_indices(num_video_frames=n, num_frames=4))
+    views = VideoViews(rows, (24, 40), num_frames=4)[0]["pixel_values"]
+    assert torch.equal(views, evaluation_crops(whole, (24, 40)))
+
+
+# ---------------------------------------------------------------------- time limit
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_decoder_that_takes_too_long_is_cut_off(backend):
+    path = real_clips()["bigbuckbunny.mp4"]
+    video = open_video(path, backend=backend)
+    video._time_limit = 0.01  # to open it may take longer
+    with pytest.raises(VideoError, match=r"bigbuckbunny.mp4: took longer than 0.01 s$"):
+        video.read(range(132))
+    assert read_frames(path, [3], backend=backend).shape == (1, 720, 1280, 3)  # the next call is not disturbed
+
+
+class _Hanging(DECODERS["decord"]):
+    """decord, but on the video that is called hang.mp4 it never ends."""
+
+    def __init__(self, source, size=None):
+        super().__init__(source, size)
+        if source.endswith("hang.mp4"):
+            threading.Event().wait()
+
+
+def test_a_loader_goes_on_where_a_decoder_hangs(tmp_path, monkeypatch):
+    monkeypatch.setitem(DECODERS, "decord", _Hanging)
+    paths = [write_clip(tmp_path / name) for name in ("a.mp4", "hang.mp4", "z.mp4")]
+    rows = load_videos(tmp_path, labels_required=False)
+    clips = VideoClips(rows, finetuning_transform((24, 40)), num_frames=4, time_limit=0.5)
+    for _ in range(2):
+        items = list(DataLoader(clips, batch_size=None, num_workers=2))
+        assert [list(map(tuple, item["bad"])) for item in items] == [
+            [],
+            [(str(paths[1]), "took longer than 0.5 s")],
+            [],
+        ]
+        assert items[1]["index"] in (0, 2)
+
+
+def test_calls_within_a_time_limit():
+    assert call_within(9, max, 3, 5) == call_within(0, max, 3, 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        call_within(9, divmod, 1, 0)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call_within, [9] * 50, [abs] * 50, range(50))) == list(range(50))
+
+
+def test_threads_of_a_time_limit(tmp_path):
+    def count_threads(item, alive):
+        """Return how many threads there are beside the main one, after each of four steps."""
+        call_within(9, abs, 1)
+        counts = [threading.active_count()]
+        with suppress(Overdue):
+            call_within(0.1, threading.Event().wait)
+        call_within(9, abs, 1)
+        counts.append(threading.active_count())
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(call_within, [9] * 50, [abs] * 50, range(50)))
+        del pool
+        deadline = time.monotonic() + 9
+        while threading.active_count() > counts[-1] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return [*counts, threading.active_count()]
+
+    # One that makes calls; it and one that hangs; and those of other threads end with them.
+    assert run_alone(count_threads, None) == [2, 3, 3]
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def test_a_forked_process_leaves_the_readers_of_its_parent_alone(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    ring = [open_video(path)]
+    ring.append(ring)  # for the collector to find, in whichever process it runs
+    del ring
+
+    def collect(source, alive):
+        gc.collect()
+        return read_frames(source, [3]).shape
+
+    assert run_alone(collect, path) == (1, 48, 64, 3)
+    gc.collect()
+
+
+def used_memory() -> int:
+    """Bytes of memory that the process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell the memory in use")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path, backend):
+    paths = [write_clip(tmp_path / name, height=96, width=128, **FORMATS[name]) for name in FORMATS]
+    paths += [bad_files(tmp_path)["text"]]
+
+    def grow(count, alive):
+        before = 0
+        for i in range(count):
+            if i == count // 4:
+                before = used_memory()
+            path = paths[i % len(paths)]
+            clip_or_error(path if i % 3 else path.read_bytes(), backend=backend)
+            alive()
+        return used_memory() - before
+
+    # A frame that is left behind by each of the last 1,800 would be 66 MB.
+    assert run_alone(grow, 2400) < 8e6
+
+
+def stride_indices_of(count: int, **kwargs) -> list[int]:
+    return stride_indices(num_video_frames=count, **kwargs)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -238,9 +580,9 @@ def test_damaged_bytes_give_frames_or_a_video_error(tmp_path, name):
         assert (error is None and clip.shape[:2] == (4, 3)) or len(str(error).splitlines()) == 1
 
 
-def clip_or_error(content: bytes):
+def clip_or_error(source, **kwargs):
     try:
-        return read_clip(content, lambda n: stride_indices(num_video_frames=n, num_frames=4, frame_step=3)), None
+        return read_clip(source, partial(stride_indices_of, num_frames=4, frame_step=3), **kwargs), None
     except VideoError as error:
         return None, error
 

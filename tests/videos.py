@@ -1,6 +1,7 @@
 """Real video files for the tests, written with PyAV when a test asks for them."""
 
 import importlib.metadata
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,20 +62,50 @@ def frame_number(frame) -> int:
     return int((bits << np.arange(8)).sum())
 
 
-def write_video(path, frames: np.ndarray, fps: int = 25, codec: str = "libx264", pix_fmt: str = "yuv420p", **options):
+def write_video(
+    path, frames: np.ndarray, fps: int = 25, codec: str = "libx264", pix_fmt: str = "yuv420p", times=None, **options
+):
     """Write frames uint8 (T, H, W, 3) with even height and width; the container follows the suffix. Return the path.
 
-    `options` go to the codec, e.g. g="12" for the distance of key frames or crf="10" for the quality.
+    `times` are those of the frames in hundredths of a second, by default as `fps` has it. `options` go to the codec,
+    e.g. g="12" for the distance of key frames or crf="10" for the quality.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options={k: str(v) for k, v in options.items()})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = times[i], Fraction(1, 100)
+                stream.codec_context.time_base = picture.time_base
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+def write_cut(path, source, start: int) -> Path:
+    """Write a video from frame `start` on, not encoded anew: the frames since the key frame before are only hidden."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                shift = round(start / packet.stream.average_rate / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                new.mux(packet)
+    return Path(path)
+
+
+def write_turned(path, frames: np.ndarray, matrix: tuple[float, float, float, float]) -> Path:
+    """Write a video to be shown with its pixels (x, y) at (a x + c y, b x + d y), where `matrix` is (a, b, c, d)."""
+    content = write_video(path, frames).read_bytes()
+    a, b, c, d = (round(65536 * x) for x in matrix)
+    place = content.index(b"tkhd") + 44
+    Path(path).write_bytes(
+        content[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[place + 36 :]
+    )
+    return Path(path)
 
 
 def write_clip(path, num_frames: int = 20, height: int = 48, width: int = 64, seed: int = 0, **kwargs) -> Path:
