@@ -2,6 +2,7 @@
 
 accelerate launch train_accelerate.py                                the quickstart, on videos that it makes
 accelerate launch train_accelerate.py RECIPE.yaml [--option value]   a run of your own; see recipes/
+accelerate launch train_accelerate.py RECIPE.yaml --dry_run          what it would do, checked; nothing is trained
 accelerate launch train_accelerate.py RECIPE.yaml --eval_only        its model, or another --model, on its videos of val
 """
 
@@ -23,6 +24,7 @@ from everest_hf import progress, quickstart, training
 from everest_hf.card import RunFacts, hardware_of, write_card
 from everest_hf.checkpoints import Checkpoints, save_final_model
 from everest_hf.data import BadVideos
+from everest_hf.dry_run import dry_run
 from everest_hf.evaluation import evaluate_model
 from everest_hf.hub import Uploads
 from everest_hf.optim import averaged
@@ -161,11 +163,11 @@ def main() -> None:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     try:
         path, options = main_first(state, parse_command_line)
-        if path is None and not {"train", "eval_only"} & options.keys():
+        if path is None and not {"train", "eval_only", "dry_run"} & options.keys():
             run_quickstart(options, state)
         else:
             recipe = main_first(state, load_recipe, path, options)
-            (evaluate if recipe.eval_only else train)(recipe)
+            (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,6 +1,5 @@
 """The model card of a checkpoint: the template model_card.md, filled in with what is known and nothing else."""
 
-import dataclasses
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_everest import EverestConfig
 from .cost import clip_cost
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -283,13 +282,8 @@ def _results(name: str, run: RunFacts | None) -> dict:
 
 
 def _settings(recipe: Recipe) -> dict:
-    """The values of a recipe that differ from the defaults of its task."""
-    kind = {name: value for name, value in recipe.config.items() if name == "problem_type"}
-    default = load_recipe(None, {"task": recipe.task, "train": "any", "config": kind})
-    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    return {
-        name: value for name, value in values.items() if name not in NOT_SETTINGS and value != getattr(default, name)
-    }
+    """The values of a recipe that differ from the defaults of its task and mean something to others."""
+    return {name: value for name, value in recipe.settings().items() if name not in NOT_SETTINGS}
 
 
 def _license_of(run: RunFacts | None) -> str | None:

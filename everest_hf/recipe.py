@@ -31,6 +31,7 @@ STEERING = {
     "output_dir",
     "overwrite",
     "eval_only",
+    "dry_run",
     "count_bad_as_wrong",
     "num_workers",
     "decode_timeout",
@@ -64,6 +65,7 @@ class Recipe:
     config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
     overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
     eval_only: bool = _option(False, "What to do", "evaluate model, or the finished run of output_dir, on val")
+    dry_run: bool = _option(False, "What to do", "show and check what would run; train and write nothing")
 
     train: str | None = _option(
         None, "Data", "list file, folder of class folders, parquet or .tar files, or data set on the Hub"
@@ -152,6 +154,7 @@ class Recipe:
             self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
         )
         self._check_stream()
+        _require(not (self.dry_run and self.eval_only), "dry_run", True, "left out with eval_only")
         needed = "val" if self.eval_only else "train"
         source = getattr(self, needed)
         _require(source is not None, needed, source, "a list file or a folder of class folders")
@@ -188,6 +191,13 @@ class Recipe:
             _require(len(scale) == 2 and scale[0] <= scale[1], "crop_scale", scale, "a range, two rising numbers")
         _require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", ratio, "two rising numbers above 0")
         _require(len(betas) == 2 and all(0 <= x < 1 for x in betas), "betas", betas, "two numbers from 0 to below 1")
+
+    def settings(self) -> dict:
+        """Return the values that differ from the defaults of the task."""
+        kind = {name: value for name, value in self.config.items() if name == "problem_type"}
+        default = load_recipe(None, {"task": self.task, "train": "any", "config": kind})
+        names = (option.name for option in fields(self))
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
 
     def save(self, path: Path) -> None:
         """Write all values as YAML, as a recipe that repeats the run (and does not overwrite it)."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -397,8 +398,8 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------- model
 
 
-def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
-    """Return the model of a recipe: from its checkpoint, or new.
+def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> EverestPreTrainedModel:
+    """Return the model of a recipe: from its checkpoint, or new; `empty`: without its weights' values and memory.
 
     Raises:
         ValueError: the checkpoint cannot be loaded, or the configuration is impossible.
@@ -409,8 +410,10 @@ def build_model(recipe: Recipe, train: Dataset) -> EverestPreTrainedModel:
     if recipe.has_labels:
         values |= {"problem_type": recipe.problem_type, **_labels_of(recipe, train)}
     if recipe.model is None:
-        model = cls(EverestConfig(**values))
+        with torch.device("meta") if empty else nullcontext():
+            model = cls(EverestConfig(**values))
     else:
+        values |= {"device_map": "meta"} if empty else {}
         try:
             model = cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
         except OSError as error:
@@ -475,9 +478,14 @@ def build_processor(recipe: Recipe, config: EverestConfig) -> EverestVideoProces
     )
 
 
+def learning_rates(recipe: Recipe, total_batch: int) -> tuple[float, float]:
+    """Return the highest and the last learning rate, scaled linearly with the clips of a step."""
+    return recipe.base_lr * total_batch / REFERENCE_BATCH, recipe.min_lr * total_batch / REFERENCE_BATCH
+
+
 def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: int, steps_per_epoch: int):
     """Return AdamW with its parameter groups, and the schedule that is stepped once a step of the optimizer."""
-    peak, final = (lr * total_batch / REFERENCE_BATCH for lr in (recipe.base_lr, recipe.min_lr))
+    peak, final = learning_rates(recipe, total_batch)
     groups = parameter_groups(
         model,
         lr=peak,
@@ -504,15 +512,14 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
     Raises:
         ValueError: the folder holds a run of another recipe, or cannot be written.
     """
-    folder, path = Path(recipe.output_dir), Path(recipe.output_dir) / "recipe.yaml"
+    folder = Path(recipe.output_dir)
     if accelerator.is_main_process:
         try:
+            refuse_other_run(recipe)
             folder.mkdir(parents=True, exist_ok=True)
             if recipe.overwrite:
                 _remove_run(folder)
-            if path.exists() and (folder / LOG).exists():  # without a log, nothing has been trained
-                _refuse_other_run(recipe, path)
-            recipe.save(path)
+            recipe.save(folder / "recipe.yaml")
         except OSError as error:
             raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
     return folder
@@ -525,7 +532,11 @@ def _remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _refuse_other_run(recipe: Recipe, path: Path) -> None:
+def refuse_other_run(recipe: Recipe) -> None:
+    """Raise a ValueError if the output folder holds the run of another recipe, which is not to be overwritten."""
+    path = Path(recipe.output_dir) / "recipe.yaml"
+    if recipe.overwrite or not (path.exists() and path.with_name(LOG).exists()):
+        return  # without a log, nothing has been trained
     differences = load_recipe(path).differences(recipe)
     if differences:
         raise ValueError(
