@@ -136,7 +136,8 @@ def normalize(batch: torch.Tensor, mean, std) -> torch.Tensor:
     if batch.dtype != torch.uint8:
         raise ValueError(f"normalize takes uint8 pixels of 0 to 255; these are {batch.dtype}")
     mean, std = (255 * torch.tensor(v, device=batch.device).view(-1, 1, 1) for v in (mean, std))  # (C, 1, 1)
-    return batch.to(torch.float32).sub_(mean).div_(std)
+    # Here channels, last in memory so far, come before the pixels of a frame, as the model takes them.
+    return batch.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 
 
 def mix(

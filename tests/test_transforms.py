@@ -368,6 +368,9 @@ def test_normalize():
     result = normalize(batch, mean, std)
     assert result.dtype == torch.float32
     assert np.abs(result.numpy() - expected).max() < 1e-5
+    channels_last = normalize(stack_clips(list(batch)), mean, std)
+    assert torch.equal(channels_last, result)
+    assert channels_last.is_contiguous()
     with pytest.raises(ValueError, match=r"uint8.*torch\.float32"):
         normalize(result, mean, std)
 
