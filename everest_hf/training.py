@@ -168,13 +168,13 @@ def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
 def check_videos(
     recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, accelerator: Accelerator
 ) -> None:
-    """Open the videos (of a large set, a sample) before anything is trained, and warn of those that are too short.
+    """Open the videos before anything is trained, of a large training set a sample, of a stream the first.
 
-    Only the main process does.
+    Those that cannot be read or are too short are named in warnings. Only the main process does all this.
 
     Raises:
-        ValueError: more training videos than max_bad_fraction, or any of validation, cannot be read; the latter are
-            only named with count_bad_as_wrong.
+        ValueError: more training videos than max_bad_fraction, or, without count_bad_as_wrong, any of validation
+            cannot be read.
     """
     if not accelerator.is_main_process:
         return
@@ -183,12 +183,15 @@ def check_videos(
     train_share = recipe.max_bad_fraction
     if recipe.streaming:
         train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
-    for rows, source, share in ((train, recipe.train, train_share), (val, recipe.val, bad_share)):
-        errors = check_readable(rows, frames_needed=needed, **opening_of(recipe)) if rows is not None else []
-        if len(errors) > share * len(rows or ()):
-            raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
+    options = {"frames_needed": needed, **opening_of(recipe)}
+    found = [(recipe.train, train, train_share, check_readable(train, **options))]
+    if val is not None:  # all of it: one that is found at the end would cost the whole run
+        found.append((recipe.val, val, bad_share, check_readable(val, sample=None, **options)))
+    for source, rows, share, errors in found:
         for error in errors:
             logger.warning("unreadable: %s", error)
+        if len(errors) > share * len(rows):
+            raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
 
 
 def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str) -> int:
