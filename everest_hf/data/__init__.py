@@ -19,7 +19,6 @@ from .clips import (
     seed_of,
 )
 from .rows import NAMED_CULPRITS, class_names_of, head_of, name_of, source_of
-from .rows import source_of as _source_of
 from .sources import VIDEO_SUFFIXES, load_videos, stream_videos
 from .streams import StreamedClips
 
@@ -33,7 +32,6 @@ __all__ = [
     "StreamedClips",
     "VideoClips",
     "VideoViews",
-    "_source_of",
     "check_readable",
     "class_names_of",
     "collate",
