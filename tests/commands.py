@@ -31,9 +31,17 @@ class Result:
         return self
 
 
+def free_port() -> int:
+    """Return a port that nobody uses, so that runs beside each other do not meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def launch(*arguments, cwd, processes: int = 1) -> Result:
     """Run `accelerate launch train_accelerate.py ARGUMENTS` on the CPU, with one process or several."""
-    how = ["--cpu", "--num_processes", "1"] if processes == 1 else ["--multi_gpu", "--num_processes", str(processes)]
+    several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(free_port())]
+    how = ["--cpu", "--num_processes", "1"] if processes == 1 else several
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *how, str(SCRIPT), *map(str, arguments)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -109,10 +117,8 @@ def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict,
 
 def start_ranks(processes: int, *arguments, cwd, environment: dict | None = None, **kwargs) -> list[Run]:
     """Start a `Run` on several processes that find each other as those of a launcher do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{**shared, "RANK": i, "LOCAL_RANK": i, **(environment or {})} for i in range(processes)]
     values = [{name: str(value) for name, value in rank.items()} for rank in ranks]
     return [Run(*arguments, cwd=cwd, environment=rank, **kwargs) for rank in values]
