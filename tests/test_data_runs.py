@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import PATIENCE, Run, launch, train
+from commands import PATIENCE, Run, free_port, launch, train
 from safetensors.torch import load_file
 from tables import write_parquet, write_tar
 from tiny import TINY
@@ -111,7 +111,7 @@ def read_shards(place, num_processes: int, *workers: int) -> list[dict[int, tupl
     """What each process reads of the third epoch, after its first step; see shards.py."""
     folder = place / f"shards-{num_processes}"
     folder.mkdir()
-    how = ["--cpu"] if num_processes == 1 else ["--multi_gpu"]
+    how = ["--cpu"] if num_processes == 1 else ["--multi_gpu", "--main_process_port", free_port()]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *how, "--num_processes", num_processes]
     script = [Path(__file__).with_name("shards.py"), place / "list.txt", place / "part-*.parquet", folder, *workers]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -142,11 +142,11 @@ def test_processes_and_workers_share_the_clips_and_change_none(place):
 
 @pytest.fixture(scope="module")
 def four_bad(place) -> Path:
-    """A list of 300 lines of which 4 name unreadable videos, none of them among the 256 that are opened at the start."""
+    """A list of 300 lines of which 4 name unreadable videos: the first, and three that no look at 256 of them finds."""
     content = bad_files(place / "bad")["text"].read_bytes()
     lines = [(place / f"{i % 12:02}.mp4",) for i in range(300)]
     opened = {i * 300 // 256 for i in range(256)}
-    for number, i in enumerate([i for i in range(300) if i not in opened][:4]):
+    for number, i in enumerate([0, *[i for i in range(300) if i not in opened][:3]]):
         path = place / "bad" / f"bad_{number}.mp4"
         path.write_bytes(content)
         lines[i] = (path,)
@@ -175,3 +175,14 @@ def test_unreadable_videos_are_listed(place, four_bad):
     assert [(line["step"], line["bad_videos"]) for line in counts] == [(10, 4), (20, 4)]
     assert counts[0]["replaced"] >= 4 < counts[1]["replaced"]
     assert "4 unreadable training videos" in done.stdout
+
+
+def test_every_unreadable_video_of_validation_is_named_before_the_first_step(place, four_bad):
+    options = ["--train", "list.txt", "--val", four_bad, "--output_dir", "named"]
+    failed = train("pretrain.yaml", *options, cwd=place)
+    assert failed.returncode != 0
+    for i in range(4):
+        assert failed.stderr.count(f"unreadable: {place / 'bad' / f'bad_{i}.mp4'}: ") == 1
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert "four.txt: 4 unreadable videos, the first is " in line
+    assert not (place / "named" / "log.jsonl").exists()
