@@ -29,12 +29,7 @@ class RandAugment:
     """
 
     def __init__(self, magnitude: float, *, fill: tuple[int, int, int], exact: bool = False):
-        resample = Image.Resampling.BICUBIC if exact else Image.Resampling.NEAREST
-        self.magnitude = magnitude
-        self.operations = [
-            (argument_of, FAST[name] if name in FAST and not exact else _on_bytes(function, resample, fill))
-            for name, (argument_of, function) in OPERATIONS.items()
-        ]
+        self.magnitude, self.fill, self.exact = magnitude, fill, exact
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         drawn = self.draw()
@@ -43,30 +38,31 @@ class RandAugment:
         clip = clip.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)  # (T, H, W, C)
         # Frame by frame, as one frame stays in the cache from operation to operation.
         for frame in clip.numpy():
-            for function, argument in drawn:
-                function(frame, argument)
+            for name, argument in drawn:
+                self.apply(name, frame, argument)
         return clip.permute(0, 3, 1, 2)
 
-    def draw(self) -> list[tuple[Callable, float]]:
-        """Draw what is done to a clip: functions of (frame, argument), with their arguments, in order."""
-        chosen = torch.randint(len(self.operations), (NUM_OPERATIONS,)).tolist()
+    def draw(self) -> list[tuple[str, float]]:
+        """Draw what is done to a clip: names of operations with their arguments, in order."""
+        chosen = torch.randint(len(OPERATIONS), (NUM_OPERATIONS,)).tolist()
         applied = (torch.rand(NUM_OPERATIONS) < PROBABILITY).tolist()
         levels = torch.normal(self.magnitude, MAGNITUDE_STD, (NUM_OPERATIONS,)).clamp(0, MAX_MAGNITUDE) / MAX_MAGNITUDE
         signs = (2 * torch.randint(2, (NUM_OPERATIONS,)) - 1).tolist()
-        drawn = []
-        for i, level, sign in zip(chosen, levels.tolist(), signs, strict=True):
-            argument_of, function = self.operations[i]
-            drawn.append((function, argument_of(level, sign)))
-        return [operation for operation, is_applied in zip(drawn, applied, strict=True) if is_applied]
+        names = list(OPERATIONS)
+        return [
+            (names[i], OPERATIONS[names[i]][0](level, sign))
+            for i, is_applied, level, sign in zip(chosen, applied, levels.tolist(), signs, strict=True)
+            if is_applied
+        ]
 
-
-def _on_bytes(function: Callable, resample: Image.Resampling, fill: tuple[int, int, int]) -> Callable:
-    """Turn an operation of Pillow into a function that changes a frame uint8 (H, W, 3) in place."""
-
-    def apply(frame: np.ndarray, argument: float) -> None:
-        frame[...] = np.asarray(function(Image.fromarray(frame), argument, resample=resample, fillcolor=fill))
-
-    return apply
+    def apply(self, name: str, frame: np.ndarray, argument: float) -> None:
+        """Do an operation to a frame uint8 (H, W, 3), in place."""
+        if name in FAST and not self.exact:
+            FAST[name](frame, argument)
+            return
+        resample = Image.Resampling.BICUBIC if self.exact else Image.Resampling.NEAREST
+        _, function = OPERATIONS[name]
+        frame[...] = np.asarray(function(Image.fromarray(frame), argument, resample=resample, fillcolor=self.fill))
 
 
 # ---------------------------------------------------------------------- Pillow's operations: the reference

@@ -1,6 +1,7 @@
 """Transforms of clips and batches."""
 
 import math
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -93,6 +94,15 @@ def test_calls_draw_anew_and_leave_their_input_alone(name):
             results = [TRANSFORMS[name](clip) for _ in range(8)]
         assert torch.equal(clip, before)
         assert sum(not torch.equal(a, b) for a, b in pairwise(results)) >= 4
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_reach_processes_that_are_not_forked(name):
+    clip, transform = position_clip(), pickle.loads(pickle.dumps(TRANSFORMS[name]))
+    with seeded(1):
+        expected = TRANSFORMS[name](clip)
+    with seeded(1):
+        assert torch.equal(transform(clip), expected)
 
 
 def test_short_side_is_the_most_that_the_smallest_crop_can_use():
@@ -262,23 +272,23 @@ TOLERANCES = {"color": 2, "contrast": 2, "brightness": 2, "sharpness": 2, "auto_
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_fast_operations_are_those_of_pillow(name):
-    fast = dict(zip(OPERATIONS, RandAugment(7, fill=FILL).operations, strict=True))[name]
+    augment, (argument_of, _) = RandAugment(7, fill=FILL), OPERATIONS[name]
     for frame in natural_frames():
         for level in (0.0, 0.13, 0.5, 0.7, 0.77, 1.0):
             for sign in (-1, 1):
-                argument = fast[0](level, sign)
+                argument = argument_of(level, sign)
                 expected = np.asarray(pillow(name, Image.fromarray(frame), argument)).astype(int)
-                fast[1](result := frame.copy(), argument)
+                augment.apply(name, result := frame.copy(), argument)
                 assert np.abs(result - expected).max() <= TOLERANCES.get(name, 0)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_exact_operations_are_those_of_pillow_bicubic(name):
-    argument_of, exact = dict(zip(OPERATIONS, RandAugment(7, fill=FILL, exact=True).operations, strict=True))[name]
+    augment, (argument_of, _) = RandAugment(7, fill=FILL, exact=True), OPERATIONS[name]
     for frame in natural_frames():
         argument = argument_of(0.7, 1)
         expected = np.asarray(pillow(name, Image.fromarray(frame), argument, Image.Resampling.BICUBIC))
-        exact(result := frame.copy(), argument)
+        augment.apply(name, result := frame.copy(), argument)
         assert np.array_equal(result, expected)
 
 
@@ -287,9 +297,8 @@ def test_the_tolerances_are_needed_by_fast_operations_alone():
 
 
 def test_translation_shows_the_fill_colour():
-    _, translate = dict(zip(OPERATIONS, RandAugment(7, fill=FILL).operations, strict=True))["translate_x"]
     frame = natural_frames(20, 40)[0]
-    translate(moved := frame.copy(), 0.25)
+    RandAugment(7, fill=FILL).apply("translate_x", moved := frame.copy(), 0.25)
     assert np.array_equal(moved[:, :30], frame[:, 10:])
     assert (moved[:, 30:] == FILL).all()
 
@@ -304,15 +313,14 @@ def test_sharpness_blurs_with_the_kernel_of_pillow():
 
 def test_draws_of_rand_augment():
     augment = RandAugment(7, fill=FILL)
-    rotate = dict(zip(OPERATIONS, augment.operations, strict=True))["rotate"][1]
     with seeded(0):
         draws = [augment.draw() for _ in range(6000)]
     counts = np.bincount([len(draw) for draw in draws], minlength=5) / len(draws)
     assert counts == pytest.approx(np.array([1, 4, 6, 4, 1]) / 16, abs=0.03)  # four times, each by half
-    drawn = [function for draw in draws for function, _ in draw]
-    shares = [drawn.count(function) / len(drawn) for _, function in augment.operations]
+    drawn = [name for draw in draws for name, _ in draw]
+    shares = [drawn.count(name) / len(drawn) for name in OPERATIONS]
     assert shares == pytest.approx([1 / len(OPERATIONS)] * len(OPERATIONS), abs=0.015)
-    degrees = np.array([argument for draw in draws for function, argument in draw if function is rotate])
+    degrees = np.array([argument for draw in draws for name, argument in draw if name == "rotate"])
     assert np.abs(degrees).mean() == pytest.approx(21, abs=0.3)
     assert np.abs(degrees).std() == pytest.approx(1.5, abs=0.2)  # 0.5 of 10, of 30 degrees
     assert (degrees > 0).mean() == pytest.approx(0.5, abs=0.06)
@@ -320,8 +328,7 @@ def test_draws_of_rand_augment():
 
 def test_magnitudes_stay_in_their_range():
     augment = RandAugment(MAX_MAGNITUDE, fill=FILL)
-    rotate = dict(zip(OPERATIONS, augment.operations, strict=True))["rotate"][1]
-    degrees = [abs(argument) for _ in range(500) for function, argument in augment.draw() if function is rotate]
+    degrees = [abs(argument) for _ in range(500) for name, argument in augment.draw() if name == "rotate"]
     assert max(degrees) == pytest.approx(30)
     assert min(degrees) < 30
 
