@@ -84,6 +84,7 @@ def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer
 
 def _read_header(file: str | BinaryIO) -> Header:
     with _demuxer(file) as (container, stream):
+        _check_count(container, stream)
         first, packets = None, []
         # Without delay, frames come in the order in which they are shown; and only MP4 and its kin have edit lists.
         in_order = not stream.codec_context.has_b_frames and "mp4" not in container.format.name
@@ -107,6 +108,13 @@ def _read_header(file: str | BinaryIO) -> Header:
             matrix=matrix,
             obstacles=frozenset(_obstacles(packets, container, stream, matrix, width)),
         )
+
+
+def _check_count(container: av.container.InputContainer, stream: av.VideoStream) -> None:
+    # decord makes room for as many frames as are declared, and where there is no room its process ends.
+    count = stream.frames or float(stream.average_rate or 0) * (container.duration or 0) / av.time_base
+    if not 0 <= count <= container.size:
+        raise ValueError(f"its header is damaged: it declares {count:.0f} frames in {container.size} bytes")
 
 
 def _first_frame(packet: av.Packet) -> av.VideoFrame | None:

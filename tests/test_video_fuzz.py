@@ -9,7 +9,7 @@ from videos import BACKENDS, FORMATS, moving_frames, write_video
 from everest_hf.parallel import run_in_processes
 from everest_hf.video import VideoError, read_clip, stride_indices
 
-CASES_PER_FORMAT = 50
+CASES_PER_FORMAT = 120
 NUM_FRAMES = 4
 # Seconds after which a decoder that does not answer is a failure.
 PATIENCE = 30
