@@ -20,11 +20,13 @@ class StreamedClips(torch.utils.data.IterableDataset):
 
     Every decoding process of every training process reads a part of its own of the stream: whole files where there
     are enough of them, otherwise the processes that share a file read all of it, and each keeps its own rows. In each
-    epoch, files are in another order, and a buffer of `shuffle_buffer` rows shuffles what comes out of them. A part
-    that is at its end starts anew. A video that cannot be read is passed over and reported in "bad" of the next item.
+    epoch, files are dealt out and read in another order, and a buffer of `shuffle_buffer` rows shuffles what comes out
+    of them. A part that is at its end starts anew. A video that cannot be read is passed over and reported in "bad" of
+    the next item.
 
     `index` is a number made from the name of the video, or from its bytes: what is drawn for a clip follows from
-    (seed, epoch, index), whoever reads it. The order depends on the number of processes.
+    (seed, epoch, index), whoever reads it. The order depends on the number of processes. An epoch that goes on reads
+    what it has given already once more, without decoding it; the clips are the same unless some could not be read.
 
     Args:
         rows: stream with `video` and perhaps `label`. transform and the others: as `ClipReader`.
