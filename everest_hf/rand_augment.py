@@ -4,8 +4,8 @@ The semantics are those that timm writes as "rand-m7-n4-mstd0.5-inc1": of 15 ope
 each is applied with probability 0.5 and with a magnitude drawn from a normal distribution about 7 of 10, and all grow
 more severe with it.
 
-The reference is Pillow. `FAST` does some of the operations on the bytes of a frame instead, in integers, for a tenth
-of the time; what it gives differs from Pillow by the levels that are said there.
+The reference is Pillow. `FAST` does most of the operations on the bytes of a frame instead, in integers, several times
+faster; what it gives differs from Pillow by the levels that are said there.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,8 @@ MAX_MAGNITUDE = 10
 class RandAugment:
     """RandAugment of a clip uint8 (T, 3, H, W), drawn from torch's default generator.
 
-    magnitude: mean of the magnitudes, 0 to 10. fill: RGB of 0 to 255 where a frame is moved away. exact: do all
-    operations with Pillow, the geometric ones by bicubic interpolation; otherwise by the nearest pixel, and what `FAST`
-    has by it.
+    magnitude: mean of the magnitudes, 0 to 10. fill: RGB of 0 to 255, where a frame is moved away. exact: all by Pillow,
+    geometric operations bicubic; otherwise those take the nearest pixel, and what is in `FAST` is done by it.
     """
 
     def __init__(self, magnitude: float, *, fill: tuple[int, int, int], exact: bool = False):
