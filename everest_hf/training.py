@@ -92,13 +92,16 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _prepare_sharding(accelerator: Accelerator) -> None:
-    """Shard layer by layer where the configuration names no classes, and on CPUs too."""
+    """Shard layer by layer where the configuration names no classes, on CPUs too, and let all processes load."""
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate's FSDP2 works on CPUs, but it starts it on accelerators alone.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         for state in (PartialState(), accelerator.state):
             state.distributed_type = DistributedType.FSDP
     plugin = accelerator.state.fsdp_plugin
+    # All processes load the model: left to the first alone, a head that is new would stay without values on the others.
+    plugin.cpu_ram_efficient_loading = False
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # where Transformers looks it up
     if plugin.transformer_cls_names_to_wrap is None:
         # Not the embeddings, the model's other unit: Accelerate shards their projection on its own, and twice fails.
         plugin.transformer_cls_names_to_wrap = [EverestLayer.__name__]

@@ -8,7 +8,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
-from commands import train
+from commands import train, train_on
+from safetensors.torch import load_file
 from tiny import TINY, tiny_config
 from videos import write_clip, write_list
 
@@ -164,6 +165,21 @@ def test_two_steps_of_a_recipe(place, name):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert ("val_top1" in lines[-1]) == recipe.has_labels
     assert (place / "runs" / name / "model" / "model.safetensors").exists()
+
+
+def test_a_new_head_learns_on_all_processes_of_a_sharded_run(place):
+    """Accelerate's launcher asks for weights to be loaded by the first process alone, where nobody says otherwise."""
+    sharding = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    sharding |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    arguments = ["--train", "data/four.txt", "--val", "data/val.txt", "--model", "encoder", "--num_workers", 1]
+    arguments += ["--epochs", 2, "--warmup_epochs", 0, "--batch_size", 2, "--base_lr", 0.1]
+    # Four classes: two of them are the second process's.
+    write_list(place / "data" / "four.txt", [(f"{i}.mp4", i) for i in range(4)])
+    for result in train_on(2, FILES["probe"], *arguments, cwd=place, environment=sharding):
+        result.check()
+    saved = load_file(place / "runs" / "ucf101" / "probe" / "model" / "model.safetensors")
+    assert (saved["classifier.bias"] != 0).all()
+    assert torch.isfinite(saved["classifier.weight"]).all()
 
 
 # ------------------------------------------------------------------ Accelerate's settings
