@@ -37,8 +37,8 @@ NARROW = "rows are padded to a multiple of their own length"
 class Header:
     """What a file says about its video.
 
-    codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average. height, width: of a frame
-    as it is shown, in pixels. matrix: see `_display_matrix`. obstacles: of the above.
+    codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
+    height, width: of a frame as it is shown, in pixels. matrix: see `_display_matrix`. obstacles: of the above.
     """
 
     codec: str
@@ -186,7 +186,6 @@ class Decoder(Protocol):
     """With which of the obstacles it gives wrong frames."""
 
     num_frames: int
-    fps: float
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         """Open a video; where that is faster, frames come scaled to `size` (height, width)."""
@@ -210,7 +209,6 @@ class DecordDecoder:
             except RuntimeError as error:
                 raise ValueError("not a video, or one that decord does not know or finds damaged") from error
         self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
@@ -227,7 +225,6 @@ class TorchcodecDecoder:
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
         self.num_frames = len(self._decoder)
-        self.fps = float(self._decoder.metadata.average_fps or 0)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return self._decoder.get_frames_at(list(indices)).data
@@ -239,8 +236,7 @@ class SequentialDecoder:
     obstacles = frozenset()
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
-        self._source, header = source, header_of(source)
-        self.fps, self._matrix = header.fps, header.matrix
+        self._source, self._matrix = source, header_of(source).matrix
         if isinstance(source, bytes):
             self.num_frames = _count_frames(io.BytesIO(source))
         else:

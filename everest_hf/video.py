@@ -61,7 +61,10 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Number of frames, frames a second, height and width in pixels, codec ("h264", …) and duration in seconds."""
+    """Number of frames, frames a second, height and width in pixels, codec ("h264", …) and duration in seconds.
+
+    `fps` and `duration` are 0 where the file does not tell.
+    """
 
     num_frames: int
     fps: float
@@ -90,7 +93,7 @@ class _Video:
 
     @property
     def fps(self) -> float:
-        return self._decoder.fps
+        return self.header.fps
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
@@ -171,7 +174,7 @@ def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
     """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
     video = open_video(source, **kwargs)
     height, width = video.read([0]).shape[1:3]
-    seconds = video.header.duration or video.num_frames / video.fps
+    seconds = video.header.duration or (video.num_frames / video.fps if video.fps else 0.0)
     return VideoInfo(video.num_frames, video.fps, height, width, video.header.codec, seconds)
 
 

@@ -7,7 +7,7 @@ import pytest
 from videos import BACKENDS, FORMATS, moving_frames, write_video
 
 from everest_hf.parallel import run_in_processes
-from everest_hf.video import VideoError, read_clip, stride_indices
+from everest_hf.video import VideoError, probe, read_clip, stride_indices
 
 CASES_PER_FORMAT = 120
 NUM_FRAMES = 4
@@ -65,12 +65,13 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 def read(case: tuple[str, int, str], alive, *, contents: dict[str, bytes], folder) -> str | tuple[int, ...]:
-    """Return the shape of a clip of a damaged file, or the message of its VideoError."""
+    """Probe a damaged file and return the shape of a clip of it, or the message of its VideoError."""
     name, seed, backend = case
     path = folder / f"{seed}-{backend}-{name}"
     path.write_bytes(damaged(contents[name], seed))
     try:
         indices_of = partial(stride_indices_of, seed=seed)
+        probe(path, backend=backend, time_limit=PATIENCE / 2)
         return tuple(read_clip(path, indices_of, backend=backend, time_limit=PATIENCE / 2).shape)
     except VideoError as error:
         return str(error)
