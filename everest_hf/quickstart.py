@@ -8,7 +8,6 @@ from .recipe import Recipe, load_recipe
 from .synthetic import MotionVideos, write_motion_videos
 from .visualize import draw_curves
 
-
 # The recipes of the two stages; in a checkout this folder is a link to the recipes beside the package.
 RECIPES = Path(__file__).parent / "recipes" / "quickstart"
 
