@@ -62,7 +62,8 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
 
 
 def _table(rows: dict) -> list[str]:
-    return [f"  {name:<18}{value}" for name, value in rows.items()]
+    width = max(map(len, rows)) + 2
+    return [f"  {name:<{width}}{value}" for name, value in rows.items()]
 
 
 def _check_output(recipe: Recipe) -> str:

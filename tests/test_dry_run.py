@@ -1,6 +1,7 @@
 """`--dry_run`: what it says is what the run does, and it leaves nothing behind."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def contents(folder) -> set[str]:
 def said(text: str) -> dict[str, str]:
     """The lines of the first table, by their names."""
     lines = text.split(RECIPE_FOLLOWS)[0].splitlines()
-    return {line[2:20].strip(): line[20:] for line in lines if line.startswith("  ")}
+    return dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in lines if line.startswith("  "))
 
 
 def described(place, monkeypatch, task="finetune", **options) -> str:
