@@ -211,6 +211,21 @@ def test_another_seed_is_another_run(place, pretrained):
 # ------------------------------------------------------------------------------------------- stopping and going on
 
 
+def test_the_gradient_is_clipped_before_the_step(place, pretrained):
+    """AdamW divides by |gradient| + 1e-8: of norm 1e-14, it moves a weight by less than a millionth of the rate."""
+    moves = {}
+    for clip in (0.0, 1e-14):
+        folder = place / f"clipped-{clip}"
+        options = ["--model", pretrained / "model", "--weight_decay", 0, "--epochs", 1, "--warmup_epochs", 0]
+        train("pretrain.yaml", *options, "--clip_grad", clip, "--output_dir", folder, cwd=place).check()
+        before, after = weights_of(pretrained / "model"), weights_of(folder / "model")
+        moves[clip] = max(float((after[name] - before[name]).abs().max()) for name in before)
+        assert all(line["grad_norm"] > 1e-3 for line in log_of(folder) if "grad_norm" in line)  # as it came
+    rate = COMMON["base_lr"] * COMMON["batch_size"] / 256
+    assert moves[0.0] > 0.5 * rate
+    assert moves[1e-14] < 1e-5 * rate
+
+
 def test_a_killed_pretraining_goes_on_to_the_same_end(place, repeated):
     folder = place / "killed"
     Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000002")
