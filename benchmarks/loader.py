@@ -427,7 +427,9 @@ def main() -> None:
     facts = measure.facts_of_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         results = run(Path(folder), args)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "out"
+    }
     measure.write_json(args.out, {**facts, "settings": settings, "results": results})
     print(tables(results))
     print(f"\n{facts['hardware']}\nwritten to {args.out}")

@@ -337,7 +337,9 @@ def main() -> None:
     facts = measure.facts_of_run(args.device)
     results = run(args)
     settings = {
-        name: str(value) if isinstance(value, (Path, torch.device)) else value for name, value in vars(args).items()
+        name: str(value) if isinstance(value, (Path, torch.device)) else value
+        for name, value in vars(args).items()
+        if name != "out"
     }
     measure.write_json(args.out, {**facts, "settings": settings, "results": results})
     print(table(results))
