@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from .configuration_everest import EverestConfig
-from .visualize import grey_out, reconstruct, take_slots, token_mask
+from .visualize import grey_out, over_pixels, reconstruct, take_slots, token_mask
 
 # Smaller frames are enlarged by a whole factor to about this many pixels, and panels lie this far apart.
 PANEL_SIDE, GAP, CAPTION = 224, 8, 22
@@ -69,9 +69,7 @@ def as_rgb(clip: torch.Tensor) -> torch.Tensor:
 
 def heat_map(clip: torch.Tensor, scores: torch.Tensor, config: EverestConfig) -> torch.Tensor:
     """Lay the scores (N,) of the tokens over a clip uint8 (T, 3, H, W): dark is none, bright the clip's largest."""
-    share = (scores.float().cpu() / scores.max().clamp_min(1e-12).cpu()).view(config.grid_size)  # (t, rows, columns)
-    for dim, size in enumerate((config.tubelet_size, config.patch_size, config.patch_size)):
-        share = share.repeat_interleave(size, dim=dim)
+    share = over_pixels(scores.float().cpu() / scores.max().clamp_min(1e-12).cpu(), config)  # (T, H, W)
     heat = torch.from_numpy(HEAT(share.numpy())[..., :3]).permute(0, 3, 1, 2) * 255  # (T, 3, H, W)
     grey = clip.float().mean(dim=1, keepdim=True)
     return (0.65 * heat + 0.35 * grey).round().to(torch.uint8)

@@ -42,6 +42,7 @@ from .modeling_everest import (
     EverestPreTrainedModel,
 )
 from .optim import MovingAverage, cosine_schedule, parameter_groups
+from .parallel import num_cores
 from .progress import LOG, check_tracker
 from .ranks import end_together, main_first
 from .recipe import Recipe, load_recipe
@@ -110,9 +111,7 @@ def _prepare_sharding(accelerator: Accelerator) -> None:
 def _use_all_cores(accelerator: Accelerator) -> None:
     """Give the processes of a CPU run all cores where `accelerate launch` left each one thread, unasked."""
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and not _threads_were_chosen():
-        # Not every system tells which cores a process may use.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(max(1, num_cores() // accelerator.num_processes))
 
 
 def _threads_were_chosen() -> bool:

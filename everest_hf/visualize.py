@@ -27,10 +27,15 @@ def token_mask(ids: torch.Tensor, config: EverestConfig) -> torch.Tensor:
     """Turn token ids (K,) into a mask of pixels (T, H, W), True where a token is among them."""
     mask = torch.zeros(config.num_tokens, dtype=torch.bool)
     mask[ids.cpu()] = True
-    mask = mask.view(config.grid_size)  # (t, rows, columns)
+    return over_pixels(mask, config)
+
+
+def over_pixels(tokens: torch.Tensor, config: EverestConfig) -> torch.Tensor:
+    """Give each pixel (T, H, W) the value of its token, one of (N,)."""
+    pixels = tokens.view(config.grid_size)  # (t, rows, columns)
     for dim, size in enumerate((config.tubelet_size, config.patch_size, config.patch_size)):
-        mask = mask.repeat_interleave(size, dim=dim)
-    return mask  # (T, H, W)
+        pixels = pixels.repeat_interleave(size, dim=dim)
+    return pixels  # (T, H, W)
 
 
 def grey_out(clip: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

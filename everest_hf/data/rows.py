@@ -23,7 +23,11 @@ class Row(NamedTuple):
 
 def class_names_of(rows: Dataset | IterableDataset) -> list[str] | None:
     """Return the names of the classes in the order of their integers, or None where they are not known."""
-    feature = (rows.features or {}).get("label")
+    return class_names_in((rows.features or {}).get("label"))
+
+
+def class_names_in(feature: Any) -> list[str] | None:
+    """Return the names of the classes that the feature of a label, or of a list of labels, has; None for none."""
     feature = getattr(feature, "feature", feature)  # of several labels a video: what each of them is
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 

@@ -81,8 +81,12 @@ def _checked(rows: list[Row], columns: list[str], source: str, labels_required: 
         # Several labels a row would be refused where one is due; here none is.
         return [row._replace(label=None) if isinstance(row.label, list) else row for row in rows]
     unlabelled = [row.where for row in rows if row.label is None]
-    refuse(unlabelled, f"no label; the columns are {columns}, and label_column names the one with labels")
+    refuse(unlabelled, _no_label(columns))
     return rows
+
+
+def _no_label(columns: list[str]) -> str:
+    return f"no label; the columns are {columns}, and label_column names the one with labels"
 
 
 def stream_videos(
@@ -113,9 +117,7 @@ def stream_videos(
     if not labels_required:
         columns = columns._replace(label=())
     elif not columns.label:
-        raise ValueError(
-            f"{source}: no label; the columns are {table.column_names}, and label_column names the one with labels"
-        )
+        raise ValueError(f"{source}: {_no_label(table.column_names)}")
     return tables.stream_rows(table, columns, source, _root(source, data_root), num_labels, problem_type)
 
 

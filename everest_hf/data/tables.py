@@ -24,7 +24,7 @@ from datasets import (
 )
 
 from ..video import VideoError
-from .rows import Row, as_cell, encode_labels, refuse
+from .rows import Row, as_cell, class_names_in, encode_labels, refuse
 
 # The builders of `datasets` by the suffix of the files.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -137,8 +137,7 @@ class Columns(NamedTuple):
 
     def class_names(self) -> list[str] | None:
         """Return the names of the classes, where the data set has them."""
-        feature = getattr(self.label_feature, "feature", self.label_feature)  # of a list: what each of it is
-        return list(feature.names) if isinstance(feature, ClassLabel) else None
+        return class_names_in(self.label_feature)
 
 
 def _as_text(label: Any, feature: Any) -> str | list[str] | None:
