@@ -1,6 +1,5 @@
 """Moving pictures: a clip beside what a model makes of it, as .mp4 or .gif."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from .configuration_everest import EverestConfig
+from .files import write_whole
 from .visualize import grey_out, over_pixels, reconstruct, take_slots, token_mask
 
 # Smaller frames are enlarged by a whole factor to about this many pixels, and panels lie this far apart.
@@ -97,10 +97,8 @@ def write_animation(panels: dict[str, torch.Tensor], path: str | Path, fps: floa
     write = WRITERS.get(path.suffix.lower())
     if write is None:
         raise ValueError(f"{path}: not a moving picture; expected a name ending in {', '.join(WRITERS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    write([_compose(images) for images in _frames(panels)], partial, fps)
-    os.replace(partial, path)
+    frames = [_compose(images) for images in _frames(panels)]
+    write_whole(path, lambda aside: write(frames, aside, fps))
 
 
 def _frames(panels: dict[str, torch.Tensor]):

@@ -114,7 +114,7 @@ def _batch(recipe: Recipe, total_batch: int, accelerator: Accelerator) -> str:
 
 def _learning_rate(recipe: Recipe, total_batch: int, steps_per_epoch: int) -> str:
     peak, final = training.learning_rates(recipe, total_batch)
-    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    warmup = training.warmup_steps(recipe, steps_per_epoch)
     return f"0 to {peak:.4g} in {warmup} steps, then a cosine to {final:.4g}"
 
 

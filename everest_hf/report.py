@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from .data.rows import as_cell
+from .files import write_whole
 from .metrics import load_metric
 from .visualize import draw_confusion
 
@@ -22,7 +22,7 @@ NAMED_CLASSES = 5
 
 def write_figures(folder: Path, figures: dict) -> None:
     """Write figures.json, whole or not at all."""
-    _write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(figures, indent=2) + "\n"))
+    write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(figures, indent=2) + "\n"))
 
 
 def write_predictions(
@@ -36,7 +36,7 @@ def write_predictions(
     header, lines = PREDICTED[problem_type](names, scores, labels)
     paths = [_path_of(row["video"], i) for i, row in enumerate(rows.select_columns("video"))]
     lines = [["video", *header], *([path, *line] for path, line in zip(paths, lines, strict=True))]
-    _write_whole(folder / PREDICTIONS, lambda path: _write_csv(path, lines))
+    write_whole(folder / PREDICTIONS, lambda path: _write_csv(path, lines))
     if problem_type == "single_label_classification":
         _write_confusion(folder, names, scores, labels)
 
@@ -96,18 +96,10 @@ def _write_confusion(folder: Path, names: Sequence[str], scores: torch.Tensor, l
     columns = [*names, "unreadable"] if counts[:, -1].any() else list(names)
     counts = counts[:, : len(columns)]
     lines = [["label", *columns], *([name, *row] for name, row in zip(names, counts.tolist(), strict=True))]
-    _write_whole(folder / CONFUSION, lambda path: _write_csv(path, lines))
-    _write_whole(folder / PICTURE, lambda path: draw_confusion(counts, names, columns, path))
+    write_whole(folder / CONFUSION, lambda path: _write_csv(path, lines))
+    write_whole(folder / PICTURE, lambda path: draw_confusion(counts, names, columns, path))
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows(lines)
-
-
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name of the same suffix, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{path.name}")
-    write(aside)
-    os.replace(aside, path)

@@ -488,6 +488,11 @@ def learning_rates(recipe: Recipe, total_batch: int) -> tuple[float, float]:
     return recipe.base_lr * total_batch / REFERENCE_BATCH, recipe.min_lr * total_batch / REFERENCE_BATCH
 
 
+def warmup_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return the steps in which the learning rate rises to its highest."""
+    return round(recipe.warmup_epochs * steps_per_epoch)
+
+
 def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: int, steps_per_epoch: int):
     """Return AdamW with its parameter groups, and the schedule that is stepped once a step of the optimizer."""
     peak, final = learning_rates(recipe, total_batch)
@@ -502,7 +507,7 @@ def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: 
     factor = partial(
         cosine_schedule,
         total_steps=recipe.epochs * steps_per_epoch,
-        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+        warmup_steps=warmup_steps(recipe, steps_per_epoch),
         final_factor=final / peak,
     )
     return optimizer, LambdaLR(optimizer, factor)

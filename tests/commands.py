@@ -1,5 +1,6 @@
 """Run train_accelerate.py in processes of its own, as its users do."""
 
+import json
 import multiprocessing
 import os
 import resource
@@ -16,6 +17,16 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "train_accelerate.py"
 # Seconds after which a run that hangs is a failure; the runs themselves take a few.
 PATIENCE = 240
+
+
+# Figures of a log that no run repeats.
+TIMES = {"seconds", "clips_per_second", "data_wait", "eta_seconds"}
+
+
+def log_of(folder: Path) -> list[dict]:
+    """The lines of a run's log without the figures that no run repeats."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 @dataclass

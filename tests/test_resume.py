@@ -1,13 +1,12 @@
 """Runs that are killed, stopped or cannot write, and go on: to the bit as if nothing had happened."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import Run, start_ranks, train, train_on
+from commands import Run, log_of, start_ranks, train, train_on
 from safetensors.torch import load_file
 from tiny import TINY
 from videos import write_class_folders
@@ -41,8 +40,6 @@ FINETUNE = {
     "crops": 1,
 }
 FINETUNE["config"].pop("num_labels")
-# What no run repeats.
-TIMES = {"seconds", "clips_per_second", "data_wait", "eta_seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +58,6 @@ def steady(place) -> Path:
     """The run that nobody disturbs."""
     train("pretrain.yaml", "--output_dir", "steady", cwd=place).check()
     return place / "steady"
-
-
-def log_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -1,6 +1,5 @@
 """Whole runs of train_accelerate.py on real video files: what they leave, repeat, go on from, and refuse."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from commands import Run, launch, train
+from commands import Run, launch, log_of, train
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
@@ -54,9 +53,6 @@ FINETUNE = {
 }
 
 
-TIMES = {"seconds", "clips_per_second", "data_wait", "eta_seconds"}
-
-
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -84,12 +80,6 @@ def finetuned(place, pretrained) -> Path:
     result = launch("finetune.yaml", cwd=place).check()
     (place / "finetune" / "stderr.txt").write_text(result.stderr)
     return place / "finetune"
-
-
-def log_of(folder) -> list[dict]:
-    """The lines of a log without the figures that no run repeats."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
