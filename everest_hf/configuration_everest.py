@@ -1,6 +1,8 @@
 """Configuration of EVEREST: every number that changes a logit or a loss, checked where it is set."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
@@ -61,7 +63,7 @@ class EverestConfig(PretrainedConfig):
 
     model_type = "everest"
     # These say what the model looked at; the Trainer need not gather them as predictions.
-    keys_to_ignore_at_inference = [  # noqa: RUF012
+    keys_to_ignore_at_inference = [
         "kept_ids",
         "visible_ids",
         "target_ids",
@@ -71,41 +73,46 @@ class EverestConfig(PretrainedConfig):
         "attentions",
     ]
 
+    if TYPE_CHECKING:  # Transformers knows configurations without labels; these always have them
+        id2label: dict[int, str]
+        label2id: dict[str, int]
+        num_labels: int
+
     def __init__(
         self,
-        image_size=224,
-        patch_size=16,
-        num_channels=3,
-        num_frames=16,
-        tubelet_size=2,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        hidden_act="gelu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        drop_path_rate=0.0,
-        initializer_range=0.02,
-        layer_norm_eps=1e-6,
-        head_layer_norm_eps=1e-6,
-        qkv_bias=True,
-        use_mean_pooling=True,
-        attentive_pooling=False,
-        decoder_hidden_size=384,
-        decoder_num_hidden_layers=4,
-        decoder_num_attention_heads=6,
-        decoder_intermediate_size=1536,
-        norm_pix_loss=True,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-        keep_ratio=0.6,
-        pretraining_keep_ratio=0.3,
-        mask_ratio=0.9,
-        token_selection="motion",
-        frame_oversampling=1.0,
-        init_scale=0.001,
-        classifier_dropout=0.0,
+        image_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        num_channels: int = 3,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        drop_path_rate: float = 0.0,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-6,
+        head_layer_norm_eps: float = 1e-6,
+        qkv_bias: bool = True,
+        use_mean_pooling: bool = True,
+        attentive_pooling: bool = False,
+        decoder_hidden_size: int = 384,
+        decoder_num_hidden_layers: int = 4,
+        decoder_num_attention_heads: int = 6,
+        decoder_intermediate_size: int = 1536,
+        norm_pix_loss: bool = True,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        keep_ratio: float = 0.6,
+        pretraining_keep_ratio: float = 0.3,
+        mask_ratio: float = 0.9,
+        token_selection: str = "motion",
+        frame_oversampling: float = 1.0,
+        init_scale: float = 0.001,
+        classifier_dropout: float = 0.0,
         **kwargs,
     ):
         self.image_size = list(image_size) if isinstance(image_size, (list, tuple)) else image_size
@@ -158,8 +165,8 @@ class EverestConfig(PretrainedConfig):
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame in pixels."""
-        size = self.image_size
-        return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        height, width = _pair(self.image_size)
+        return height, width
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
@@ -246,7 +253,7 @@ class EverestConfig(PretrainedConfig):
         for name in positive.split():
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, name, value, "a positive integer")
-        sides = self.frame_size
+        sides = _pair(self.image_size)
         sound = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         _require(sound, "image_size", self.image_size, "a positive integer or a pair (height, width) of them")
 
@@ -331,6 +338,10 @@ def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
 
 def _check_choice(name: str, value, known: tuple) -> None:
     _require(value in known, name, value, f"one of {', '.join(map(repr, known))}")
+
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    return size if isinstance(size, (list, tuple)) else (size, size)
 
 
 def _is_number(value) -> bool:

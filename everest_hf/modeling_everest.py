@@ -11,7 +11,9 @@ N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values i
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +33,9 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_everest.EverestForPreTraining",
     "AutoModelForVideoClassification": "modeling_everest.EverestForVideoClassification",
 }
+
+# Default of the fields that every output has: `ModelOutput` wants one.
+GIVEN: Any = None
 
 
 # ---------------------------------------------------------------------------------------------- selection of tokens
@@ -152,6 +157,8 @@ def sincos_table(num_positions: int, dim: int) -> torch.Tensor:
 class EverestPositionEmbeddings(nn.Module):
     """A sine-cosine table over the flat token index; not stored in checkpoints."""
 
+    table: torch.Tensor
+
     def __init__(self, grid_size: tuple[int, int, int], dim: int):
         super().__init__()
         self.grid_size = grid_size
@@ -208,13 +215,13 @@ class EverestEmbeddingOutput(ModelOutput):
     scores (B, N) float32: where asked for. grid_size: slots, rows, columns.
     """
 
-    hidden_states: torch.FloatTensor | None = None
-    kept_ids: torch.LongTensor | None = None
-    target_ids: torch.LongTensor | None = None
-    targets: torch.FloatTensor | None = None
-    slots: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
-    grid_size: tuple[int, int, int] | None = None
+    hidden_states: torch.Tensor = GIVEN
+    kept_ids: torch.Tensor = GIVEN
+    target_ids: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    grid_size: tuple[int, int, int] = GIVEN
 
 
 class EverestEmbeddings(nn.Module):
@@ -251,14 +258,15 @@ class EverestEmbeddings(nn.Module):
         if by_motion or oversampled or output_scores:
             embeddings = self._embed_all(patches)  # (B, c * S, D)
             scores = motion_scores(embeddings.unflatten(1, (num_candidates, -1)))  # (B, c * S)
-        if oversampled:
-            slots = self._select_slots(scores, num_candidates, grid_size, pretraining, frame_noise)  # (B, t)
-            patches, embeddings = (self._take_slots(x, slots, num_candidates) for x in (patches, embeddings))
-            scores = motion_scores(embeddings.unflatten(1, (grid_size[0], -1)))  # (B, N)
+            if oversampled:
+                slots = self._select_slots(scores, num_candidates, grid_size, pretraining, frame_noise)  # (B, t)
+                patches, embeddings = (self._take_slots(x, slots, num_candidates) for x in (patches, embeddings))
+                scores = motion_scores(embeddings.unflatten(1, (grid_size[0], -1)))  # (B, N)
 
         target_ids = None
         if bool_masked_pos is not None:
-            kept_ids, target_ids = self._ids_of_mask(bool_masked_pos, patches)
+            kept_ids, masked_ids = self._ids_of_mask(bool_masked_pos, patches)
+            target_ids = masked_ids if pretraining else None
         elif pretraining:
             kept_ids, target_ids = self._select_for_pretraining(scores, patches, grid_size, noise)
         elif keeps_all:
@@ -271,8 +279,8 @@ class EverestEmbeddings(nn.Module):
         return EverestEmbeddingOutput(
             hidden_states=hidden_states + positions.to(hidden_states.dtype),
             kept_ids=kept_ids,
-            target_ids=target_ids if pretraining else None,
-            targets=pixel_targets(patches, target_ids, config) if pretraining else None,
+            target_ids=target_ids,
+            targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
             slots=slots,
             scores=scores if output_scores else None,
             grid_size=grid_size,
@@ -335,9 +343,10 @@ class EverestEmbeddings(nn.Module):
             order = sorted_ids(self._noise(noise, patches, slots * rows * columns))
         else:
             places = sorted_ids(self._noise(noise, patches, rows * columns))
-            seen, informative = num_visible // slots, num_informative // slots
-            parts = places[:, :seen], places[:, seen:informative]
-            return tuple(tube_ids(part, slots, rows * columns) for part in parts)
+            seen, used = num_visible // slots, num_informative // slots
+            parts = places[:, :seen], places[:, seen:used]
+            visible, targets = (tube_ids(part, slots, rows * columns) for part in parts)
+            return visible, targets
         return order[:, :num_visible], order[:, num_visible:num_informative]
 
     def _select_slots(self, scores, num_candidates, grid_size, pretraining, noise) -> torch.Tensor:
@@ -372,7 +381,8 @@ class EverestEmbeddings(nn.Module):
     @staticmethod
     def _ids_of_mask(bool_masked_pos: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         _check_shape("bool_masked_pos", bool_masked_pos, tuple(patches.shape[:2]))
-        return tuple(ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
+        visible, masked = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
+        return visible, masked
 
     # ----------------------------------------------------------------------------------------------- checks
 
@@ -560,15 +570,15 @@ class EverestEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
         """x (B, K, D) gives (B, K, D), then the states before each layer and after the last, and the attentions."""
-        hidden_states = (x,) if output_hidden_states else None
-        attentions = () if output_attentions else None
+        hidden_states = [x] if output_hidden_states else []
+        attentions: list[torch.Tensor] = []
         for layer in self.layers:
             x, weights = layer(x, output_attentions)
             if output_hidden_states:
-                hidden_states += (x,)
+                hidden_states.append(x)
             if output_attentions:
-                attentions += (weights,)
-        return x, hidden_states, attentions
+                attentions.append(weights)
+        return x, tuple(hidden_states) or None, tuple(attentions) or None
 
 
 class EverestAttentivePooling(nn.Module):
@@ -646,12 +656,12 @@ class EverestModelOutput(ModelOutput):
     tuples over the layers, where asked for.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    kept_ids: torch.LongTensor | None = None
-    slots: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor = GIVEN
+    kept_ids: torch.Tensor = GIVEN
+    slots: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -663,39 +673,43 @@ class EverestForPreTrainingOutput(ModelOutput):
     The rest as in `EverestModelOutput`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    visible_ids: torch.LongTensor | None = None
-    target_ids: torch.LongTensor | None = None
-    slots: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor = GIVEN
+    visible_ids: torch.Tensor = GIVEN
+    target_ids: torch.Tensor = GIVEN
+    slots: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class EverestForVideoClassificationOutput(ModelOutput):
     """Output of `EverestForVideoClassification`: loss, logits (B, num_labels), the rest as in `EverestModelOutput`."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    kept_ids: torch.LongTensor | None = None
-    slots: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor = GIVEN
+    kept_ids: torch.Tensor = GIVEN
+    slots: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+Model = TypeVar("Model", bound="EverestPreTrainedModel")
 
 
 class EverestPreTrainedModel(PreTrainedModel):
     """Weight initialisation, saving and the facts that Transformers asks of a model."""
 
+    config: EverestConfig
     config_class = EverestConfig
     base_model_prefix = "everest"
     main_input_name = "pixel_values"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _no_split_modules = ("EverestEmbeddings", "EverestLayer")
+    _no_split_modules = ["EverestEmbeddings", "EverestLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -731,7 +745,7 @@ class EverestPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(*args, **kwargs)
 
     @classmethod
-    def from_videomae(cls, name_or_path: str, **config_overrides):
+    def from_videomae(cls: type[Model], name_or_path: str, **config_overrides) -> Model:
         """Load a VideoMAE or official EVEREST checkpoint: a .pth file, a Transformers folder or a Hub id.
 
         config_overrides: fields of `EverestConfig`, such as keep_ratio=0.6. Needs the package everest_hf.
@@ -748,7 +762,7 @@ class EverestPreTrainedModel(PreTrainedModel):
 
 
 # Names of what `EverestForVideoClassification` has beside the encoder.
-HEAD_OF_CLASSIFIER = (r"^pooling\.", r"^fc_norm\.", r"^classifier\.")
+HEAD_OF_CLASSIFIER = [r"^pooling\.", r"^fc_norm\.", r"^classifier\."]
 
 
 class EverestModel(EverestPreTrainedModel):
@@ -760,7 +774,8 @@ class EverestModel(EverestPreTrainedModel):
     """
 
     # Heads and the norm that the other pooling has are left out without a word.
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^(everest\.)?layernorm\.", *HEAD_OF_CLASSIFIER)
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(everest\.)?layernorm\.", *HEAD_OF_CLASSIFIER]
+    __call__: Callable[..., EverestModelOutput]
 
     def __init__(self, config: EverestConfig, final_norm: bool | None = None):
         super().__init__(config)
@@ -773,7 +788,7 @@ class EverestModel(EverestPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value) -> None:
         self.embeddings.projection = value
 
     def encode(self, hidden_states, output_hidden_states: bool = False, output_attentions: bool = False):
@@ -838,6 +853,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
     """The masked autoencoder: sees some of the informative tokens and predicts the pixels of the others."""
 
     _keys_to_ignore_on_load_unexpected = HEAD_OF_CLASSIFIER
+    __call__: Callable[..., EverestForPreTrainingOutput]
 
     def __init__(self, config: EverestConfig):
         super().__init__(config)
@@ -897,7 +913,8 @@ class EverestForVideoClassification(EverestPreTrainedModel):
     """The encoder with a classification (or regression, or multi-label) head on the kept tokens."""
 
     # What a pre-trained checkpoint has beside the encoder.
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^everest\.layernorm\.")
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^everest\.layernorm\."]
+    __call__: Callable[..., EverestForVideoClassificationOutput]
 
     def __init__(self, config: EverestConfig):
         super().__init__(config)

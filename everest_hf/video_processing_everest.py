@@ -8,6 +8,7 @@ nothing but torch and transformers.
 import os
 
 import torch
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import is_av_available, is_decord_available
@@ -140,13 +141,13 @@ class EverestVideoProcessor(BaseVideoProcessor):
         FileNotFoundError, ValueError: a video is missing or cannot be read; the message names it.
     """
 
-    valid_kwargs = EverestVideosKwargs
-    model_input_names = ["pixel_values"]  # noqa: RUF012
+    valid_kwargs = EverestVideosKwargs  # type: ignore[assignment]  # annotated for images
+    model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 224, "width": 224}  # noqa: RUF012
-    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    size = {"height": 224, "width": 224}
+    crop_size = {"height": 224, "width": 224}
     do_resize = True
     do_center_crop = True
     do_rescale = True
@@ -162,10 +163,10 @@ class EverestVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs: Unpack[EverestVideosKwargs]):
         if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
             kwargs["crop_size"] = kwargs["size"]
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]  # annotated without what a class adds
 
     @classmethod
-    def from_config(cls, config, **kwargs):
+    def from_config(cls, config, **kwargs) -> "EverestVideoProcessor":
         """Return the processor for a model of `config`; `kwargs` (frame_step, frame_sampling, …) go to the processor."""
         height, width = config.frame_size
         fitting = {
@@ -177,20 +178,20 @@ class EverestVideoProcessor(BaseVideoProcessor):
         }
         return cls(**{**fitting, **kwargs})
 
-    def preprocess(self, videos, **kwargs: Unpack[EverestVideosKwargs]):
+    def preprocess(self, videos, **kwargs: Unpack[EverestVideosKwargs]) -> BatchFeature:
         """Return a BatchFeature with `pixel_values` (B, T, C, H, W); see the class for what `videos` may be."""
         batch = super().preprocess(_paths_as_text(videos), **kwargs)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
 
-    def sample_frames(
+    def sample_frames(  # type: ignore[override]  # a list does where an array is annotated
         self,
         metadata: VideoMetadata,
         num_frames: int | None = None,
+        fps: float | None = None,
         num_input_frames: int | None = None,
         frame_step: int | None = None,
         frame_sampling: str | None = None,
-        fps: float | None = None,
         **kwargs,
     ) -> list[int]:
         """Return the frame indices of the centre view of a video of metadata.total_num_frames frames."""
@@ -216,16 +217,18 @@ class EverestVideoProcessor(BaseVideoProcessor):
             return list(zip(*[self.fetch_videos(v, sample_indices_fn) for v in video_url_or_urls], strict=True))
         return _read_video(video_url_or_urls, sample_indices_fn)
 
-    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+    def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
         """Scale frames (..., H, W) to just cover `size`; a size by its edges is what it is in every processor."""
         if size.height and size.width:
-            height, width = cover_size(*image.shape[-2:], (size.height, size.width))
+            height, width = cover_size(image.shape[-2], image.shape[-1], (size.height, size.width))
             size = SizeDict(height=height, width=width)
-        return super().resize(image, size=size, **kwargs)
+        return super().resize(image, size, *args, **kwargs)
 
-    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+    def center_crop(  # type: ignore[override]  # annotated for arrays
+        self, image: torch.Tensor, size: SizeDict, **kwargs
+    ) -> torch.Tensor:
         """Cut the centre out of frames (..., H, W); frames that are too small are padded with black."""
-        if size.height > image.shape[-2] or size.width > image.shape[-1]:
+        if not (size.height and size.width) or size.height > image.shape[-2] or size.width > image.shape[-1]:
             return super().center_crop(image, size, **kwargs)
         return crop_at(image, (size.height, size.width), view_position(0, 1))
 
@@ -252,7 +255,7 @@ def _read_video(video: str, sample_indices_fn=None):
     is_url = video.startswith(("http://", "https://"))
     if not is_url and not os.path.isfile(video):
         raise FileNotFoundError(f"{video}: no such video file")
-    wanted = []
+    wanted: list[int] = []
 
     def distinct_indices(metadata, **kwargs):
         # Not every backend repeats a frame that is asked for twice: read each once, in order.
@@ -261,7 +264,11 @@ def _read_video(video: str, sample_indices_fn=None):
 
     backend = _decoder_backend()
     try:
-        frames, metadata = load_video(video, backend=backend, sample_indices_fn=distinct_indices)
+        frames, metadata = load_video(
+            video,  # type: ignore[arg-type]  # annotated without paths and URLs, which it takes
+            backend=backend,
+            sample_indices_fn=distinct_indices,
+        )
     except Exception as error:
         raise ValueError(f"{video}: cannot be read by {backend}: {_first_line(error)}") from error
     place = {index: i for i, index in enumerate(sorted(set(wanted)))}
