@@ -117,7 +117,7 @@ def _compose(images: dict[str, Image.Image]) -> Image.Image:
     """Lay images side by side with their captions above; both sides even, as H.264 with 4:2:0 chroma needs."""
     width, height = next(iter(images.values())).size
     total = GAP + len(images) * (width + GAP), CAPTION + height + GAP
-    canvas = Image.new("RGB", tuple(side + side % 2 for side in total), "white")
+    canvas = Image.new("RGB", [side + side % 2 for side in total], "white")
     draw = ImageDraw.Draw(canvas)
     for i, (caption, image) in enumerate(images.items()):
         left = GAP + i * (width + GAP)

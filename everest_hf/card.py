@@ -91,7 +91,7 @@ def make_card(folder: Path, run: RunFacts | None = None, name: str | None = None
         ValueError: the folder holds no model of EVEREST.
     """
     config = EverestConfig.from_pretrained(folder)
-    architecture = (config.architectures or [None])[0]
+    architecture = config.architectures[0] if config.architectures else None
     if architecture not in MODELS:
         raise ValueError(f"{folder}: is a checkpoint of {architecture}, not of EVEREST")
     name = name or _name_of(folder, run)
@@ -311,7 +311,7 @@ def _datasets(recipe: Recipe) -> list[str] | None:
     return sorted({name for name in map(_hub_name, (recipe.train, recipe.val)) if name}) or None
 
 
-def _source(source: str) -> str:
+def _source(source) -> str:
     """What a recipe names, a path or a name on the Hub, for everyone to read."""
     return _hub_name(source) or public_path(source)
 

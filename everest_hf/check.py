@@ -41,8 +41,10 @@ def summarize(
     readable videos are listed. Durations are in seconds, sizes "width x height" in pixels.
     """
     infos = [info for info in found if isinstance(info, VideoInfo)]
-    rows_of_short = [
-        row for row, info in enumerate(found) if isinstance(info, VideoInfo) and info.num_frames < clip_frames
+    short = [
+        {"video": video_of(rows, row)[1], "frames": info.num_frames}
+        for row, info in enumerate(found)
+        if isinstance(info, VideoInfo) and info.num_frames < clip_frames
     ]
     classes = _videos_of_classes(rows, found)
     return {
@@ -56,7 +58,7 @@ def summarize(
         "total_seconds": sum(info.duration for info in infos),
         "frames": _quantiles([info.num_frames for info in infos]),
         "clip_frames": clip_frames,
-        "short": [{"video": video_of(rows, row)[1], "frames": found[row].num_frames} for row in rows_of_short],
+        "short": short,
         "classes": classes,
         "min_videos": min_videos,
         "small_classes": {name: count for name, count in (classes or {}).items() if count < min_videos},

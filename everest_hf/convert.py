@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import tempfile
 import zipfile
@@ -56,7 +57,7 @@ def load_converted(cls, name_or_path: str, **config_overrides):
     return _build(cls, source, config_overrides, may_replace_head=True, **loading)[0]
 
 
-def convert_checkpoint(source: str, out: str, **config_overrides) -> ConversionReport:
+def convert_checkpoint(source: str, out: str | os.PathLike, **config_overrides) -> ConversionReport:
     """Convert a VideoMAE or official EVEREST checkpoint into a complete checkpoint folder, and report on it.
 
     source: as in `load_converted`. out: the folder to write; it appears when it is complete, or not at all.

@@ -41,7 +41,8 @@ class _Helper:
     """A thread that does one call at a time, and ends when this object does."""
 
     def __init__(self):
-        self.calls, self.answers = SimpleQueue(), SimpleQueue()
+        self.calls: SimpleQueue = SimpleQueue()
+        self.answers: SimpleQueue = SimpleQueue()
         self.thread = threading.Thread(target=_serve, args=(self.calls, self.answers), daemon=True)
         self.thread.start()
         weakref.finalize(self, self.calls.put, None)
@@ -58,7 +59,7 @@ def _serve(calls: SimpleQueue, answers: SimpleQueue) -> None:
     while call := calls.get():
         function, args = call
         try:
-            answer = function(*args), None
+            answer: tuple[Any, BaseException | None] = function(*args), None
         except BaseException as error:
             answer = None, error
         answers.put(answer)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import av
 import torch
@@ -71,12 +71,12 @@ def _remembered(function: Callable, path: str, *version: int):
 @contextmanager
 def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = av.open(file, metadata_errors="ignore")
+        container = av.open(file, "r", metadata_errors="ignore")
     except av.error.FFmpegError as error:
         raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
     with container:
         stream = container.streams.best("video")
-        if stream is None or stream.codec_context is None:
+        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             raise ValueError("not a video: it has no stream of pictures, or one of an unknown kind")
         stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
         yield container, stream
@@ -125,14 +125,15 @@ def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
 
 
 def _seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None else container.duration / av.time_base
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y."""
-    data = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    side_data: Any = frame.side_data  # annotated as a dict of something else
+    data = next((bytes(d) for d in side_data if d.type.name == "DISPLAYMATRIX"), None)
     numbers = struct.unpack("=9i", data) if data else (1, 0, 0, 0, 1, 0, 0, 0, 1)
     a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
     if not any((a, b, c, d)):  # players ignore it
@@ -197,7 +198,7 @@ class Decoder(Protocol):
 class DecordDecoder:
     """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
 
-    obstacles = frozenset({CUT, OPEN_GROUPS, UNTIMED, MIRRORED, CROWDED, NARROW})
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, UNTIMED, MIRRORED, CROWDED, NARROW})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         height, width = (-1, -1) if size is None or _is_narrow(size[1]) else size
@@ -220,7 +221,7 @@ class TorchcodecDecoder:
     It does not scale: that makes it slower.
     """
 
-    obstacles = frozenset({UNTIMED, MIRRORED})
+    obstacles: ClassVar = frozenset({UNTIMED, MIRRORED})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
@@ -233,7 +234,7 @@ class TorchcodecDecoder:
 class SequentialDecoder:
     """PyAV, from the first frame on: right where the other decoders are not, slow late in a long video."""
 
-    obstacles = frozenset()
+    obstacles: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         self._source, self._matrix = source, header_of(source).matrix
@@ -282,11 +283,12 @@ def _as_file(source: str | bytes) -> Iterator[str]:
 def _reader_class() -> type:
     # decord offers the libraries that it brings to all that the process loads later: the FFmpeg of torchcodec takes
     # functions of other versions from them, and crashes.
-    everywhere, ctypes.RTLD_GLOBAL = ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL
+    everywhere = ctypes.RTLD_GLOBAL
     try:
+        ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]  # it is meant to be constant
         import decord
     finally:
-        ctypes.RTLD_GLOBAL = everywhere
+        ctypes.RTLD_GLOBAL = everywhere  # type: ignore[misc]
     decord.logging.set_level(decord.logging.QUIET)
 
     class Reader(decord.VideoReader):

@@ -145,14 +145,17 @@ def upload(
     Raises:
         ValueError, ConnectionError: the upload was refused or broke; the repository is as before.
     """
-    api, card = HfApi(), named_for_hub(files[CARD].decode(), repo)
+    api = HfApi()
+    card = named_for_hub(files[CARD].decode(), repo)  # type: ignore[union-attr]  # no path: `published_files` reads it
     with _in_one_line(repo):
         # Weights in one file would be found before weights in several.
         stored = api.list_repo_files(repo, revision=revision)
         stale = [name for name in stored if _matches(name, WEIGHTS) and name not in files]
-        operations = [CommitOperationAdd(name, source) for name, source in {**files, CARD: card.encode()}.items()]
-        operations += [CommitOperationDelete(name) for name in stale]
-        api.create_commit(repo, operations, commit_message=message or "Upload EVEREST model", revision=revision)
+        added = [CommitOperationAdd(name, source) for name, source in {**files, CARD: card.encode()}.items()]
+        removed = [CommitOperationDelete(name) for name in stale]
+        api.create_commit(
+            repo, [*added, *removed], commit_message=message or "Upload EVEREST model", revision=revision
+        )
     return f"{api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
 
 
@@ -177,12 +180,12 @@ def push(
 class Uploads:
     """The uploads of a run: checkpoints beside the training, one at a time, and its result at the end.
 
-    repo: its name; None where nothing is pushed: without a repository, and on all processes but the main one.
+    repo: its name; "" where nothing is pushed: without a repository, and on all processes but the main one.
     """
 
     def __init__(self, repo: str | None, folder: Path, accelerator: Accelerator):
         """Make sure that one may push. Raises as `open_repository`."""
-        self.repo = open_repository(repo) if repo and accelerator.is_main_process else None
+        self.repo = open_repository(repo) if repo and accelerator.is_main_process else ""
         self.held = folder / ".upload"
         self._running: Future | None = None
 

@@ -134,7 +134,7 @@ class _Worker:
 
     def _how_it_ended(self) -> str:
         self.process.join()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit code {code})"
 
     def end(self) -> None:
@@ -156,8 +156,9 @@ def _serve(function: Callable, connection: Connection) -> None:
             said = time.monotonic()
             connection.send(("alive", None))
 
+    parent = multiprocessing.parent_process()
     try:
-        while connection in wait([connection, multiprocessing.parent_process().sentinel]):
+        while connection in wait([connection, parent.sentinel]):  # type: ignore[union-attr]  # it has one
             item = connection.recv()
             try:
                 answer = "done", function(item, alive)

@@ -31,7 +31,11 @@ MADE, KEPT = "made", "kept"
 # Frames a second of a video that does not tell.
 DEFAULT_FPS = 25
 # By how much a frame is to be turned, anticlockwise in degrees, and FFmpeg's filters that do it.
-TURNS = {90: [("transpose", "cclock")], 180: [("hflip", None), ("vflip", None)], 270: [("transpose", "clock")]}
+TURNS: dict[int, list[tuple[str, str | None]]] = {
+    90: [("transpose", "cclock")],
+    180: [("hflip", None), ("vflip", None)],
+    270: [("transpose", "clock")],
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Encoding:
         """Return the size of a frame (height, width) scaled to the short side; even, as 4:2:0 chroma needs."""
         short = min(height, width)
         scaled = (2 * round(side * min(self.short_side, short) / short / 2) for side in (height, width))
-        return tuple(max(2, min(new, side // 2 * 2)) for new, side in zip(scaled, (height, width), strict=True))
+        height, width = (max(2, min(new, side // 2 * 2)) for new, side in zip(scaled, (height, width), strict=True))
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -266,10 +271,10 @@ def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
     """Yield the frames of a video, upright; frame i is at the time i / rate."""
     try:
         with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, metadata_errors="ignore"
+            io.BytesIO(source) if isinstance(source, bytes) else source, "r", metadata_errors="ignore"
         ) as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 raise ValueError("there is no video in it")
             stream.codec_context.thread_count = 1  # the processes are the parallelism
             time_base = 1 / Fraction(stream.average_rate or DEFAULT_FPS).limit_denominator(1001)
@@ -297,7 +302,7 @@ def _upright(frame: av.VideoFrame) -> av.VideoFrame:
     )
     graph.link_nodes(first, *(graph.add(*step) for step in turn), graph.add("buffersink")).configure()
     graph.push(frame)
-    return graph.pull()
+    return graph.vpull()
 
 
 def _transcode(
@@ -314,15 +319,17 @@ def _transcode(
             container.mux(stream.encode(scaled))
             count += 1
             alive()
-        container.mux(stream.encode())
+        if stream is not None:
+            container.mux(stream.encode())
     return count
 
 
-def _add_stream(container: av.container.OutputContainer, frame: av.VideoFrame, encoding: Encoding):
+def _add_stream(container: av.container.OutputContainer, frame: av.VideoFrame, encoding: Encoding) -> av.VideoStream:
     # "fastdecode" leaves out what costs a decoder most; B-frames would make it read ahead.
     options = {"preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1"}
     options |= {"crf": str(encoding.crf), "g": str(encoding.gop)}
-    stream = container.add_stream("libx264", rate=1 / frame.time_base, options=options)
+    rate = 1 / Fraction(frame.time_base)  # type: ignore[arg-type]  # `_frames` has set it
+    stream = container.add_stream("libx264", rate=rate, options=options)
     stream.height, stream.width = encoding.size(frame.height, frame.width)
     stream.pix_fmt = "yuv420p"
     for name in ("colorspace", "color_primaries", "color_trc", "color_range"):

@@ -52,6 +52,6 @@ def all_write(what: str, function: Callable, *arguments) -> None:
 
 def end_together(error: BaseException | None, code: int = 1) -> None:
     """Raise the error on the main process and end the others without a word. Every process calls it."""
-    if PartialState().is_main_process:
+    if error is not None and PartialState().is_main_process:
         raise error
     sys.exit(code)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -186,7 +187,7 @@ class Recipe:
 
     def _check_lists(self) -> None:
         scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas
-        _require(scale and all(0 < x <= 1 for x in scale), "crop_scale", scale, "numbers above 0 and at most 1")
+        _require(bool(scale) and all(0 < x <= 1 for x in scale), "crop_scale", scale, "numbers above 0 and at most 1")
         if self.has_labels:
             _require(len(scale) == 2 and scale[0] <= scale[1], "crop_scale", scale, "a range, two rising numbers")
         _require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", ratio, "two rising numbers above 0")
@@ -211,7 +212,7 @@ class Recipe:
 
 
 # Tasks start from these where the recipe says nothing. Fine-tuning: the values of the release (method: its recipes).
-TASK_DEFAULTS = {
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretrain": {},
     "finetune": {
         "epochs": 100,
@@ -311,7 +312,7 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
 
 def _argument(option: dataclasses.Field) -> dict:
     """Return argparse's description of a field."""
-    default = option.default_factory() if option.default is dataclasses.MISSING else option.default
+    default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
     text = option.metadata["help"] + ("" if default in (None, {}) else f" [{_shown(default)}]")
     if isinstance(default, dict):
         return {"nargs": "+", "metavar": "KEY=VALUE", "help": text}
@@ -368,7 +369,7 @@ def _check_names(values: Iterable, names, where: str) -> None:
 
 def _check_type(option: dataclasses.Field, value) -> None:
     """Check a value against the field's annotation; whole numbers pass as floats."""
-    allowed = option.type
+    allowed: Any = option.type
     if allowed is float and isinstance(value, int) and not isinstance(value, bool):
         return
     sound = isinstance(value, allowed) and not (allowed is int and isinstance(value, bool))

@@ -106,8 +106,8 @@ def finetuning_transform(
     crop = v2.RandomResizedCrop(list(size), scale=scale, ratio=ratio, antialias=not exact)
     steps: list[Callable] = [crop, v2.RandomHorizontalFlip(flip)] if flip else [crop]
     if rand_augment:
-        colour = tuple(round(255 * value) for value in fill)
-        steps.insert(0 if exact else len(steps), RandAugment(rand_augment, fill=colour, exact=exact))
+        red, green, blue = (round(255 * value) for value in fill)
+        steps.insert(0 if exact else len(steps), RandAugment(rand_augment, fill=(red, green, blue), exact=exact))
     return FineTuningTransform(steps)
 
 
@@ -116,7 +116,7 @@ def evaluation_crops(clip: torch.Tensor, size: tuple[int, int], num_crops: int =
 
     The crops are spread evenly over the side that sticks out; a single one is the centre, as the processor cuts it.
     """
-    clip = F.resize(clip, list(cover_size(*clip.shape[-2:], size)), antialias=True)
+    clip = F.resize(clip, list(cover_size(clip.shape[-2], clip.shape[-1], size)), antialias=True)
     return stack_clips([crop_at(clip, size, view_position(k, num_crops)) for k in range(num_crops)])
 
 

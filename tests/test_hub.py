@@ -437,7 +437,7 @@ def test_a_checkpoint_that_does_not_go_up_is_a_warning_and_a_result_an_error(onl
 
 
 def test_without_a_repository_nothing_is_asked_of_the_hub(online, tmp_path):
-    assert uploads(tmp_path, None).repo is None
+    assert not uploads(tmp_path, None).repo
     assert online.requests == []
 
 

@@ -31,7 +31,8 @@ def check_readable(
     chosen = [i * len(rows) // count for i in range(count)]
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(partial(_try_open, rows, backend=backend, time_limit=time_limit), chosen))
-    short = [f"{name} ({info.num_frames})" for name, info in found if _is_short(info, frames_needed)]
+    opened = [(name, info) for name, info in found if isinstance(info, VideoInfo)]
+    short = [f"{name} ({info.num_frames})" for name, info in opened if info.num_frames < frames_needed]
     if short:
         what = f"fewer frames than the {frames_needed} that a clip spans; the last one is repeated"
         logger.warning("%s: %s", named(short), what)
@@ -44,7 +45,3 @@ def _try_open(rows: Dataset, index: int, **opening) -> tuple[str, VideoInfo | Vi
         return arguments["name"], probe(**arguments, **opening)
     except VideoError as error:
         return error.path, error
-
-
-def _is_short(info: VideoInfo | VideoError, frames_needed: int) -> bool:
-    return isinstance(info, VideoInfo) and info.num_frames < frames_needed

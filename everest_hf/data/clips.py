@@ -70,12 +70,12 @@ class ClipReader:
         time_limit: float = TIME_LIMIT,
     ):
         self.transform, self.seed, self.num_sample = transform, seed, num_sample
-        self.opening = {
+        self.opening: dict[str, Any] = {
             "backend": backend,
             "time_limit": time_limit,
             "short_side": getattr(transform, "short_side", None),
         }
-        self.sampling = {
+        self.sampling: dict[str, Any] = {
             "frame_sampling": frame_sampling,
             "num_frames": num_frames,
             "frame_step": frame_step,
@@ -216,11 +216,11 @@ class VideoViews(torch.utils.data.Dataset):
         time_limit: float = TIME_LIMIT,
         count_unreadable: bool = False,
     ):
-        self.rows, self.size, self.count_unreadable = rows, tuple(size), count_unreadable
+        self.rows, self.size, self.count_unreadable = rows, (size[0], size[1]), count_unreadable
         # Never scaled by the decoder: the pixels are those of the processor.
-        self.opening = {"backend": backend, "time_limit": time_limit}
+        self.opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit}
         self.num_segments, self.num_crops = num_segments, num_crops
-        self.sampling = {
+        self.sampling: dict[str, Any] = {
             "frame_sampling": frame_sampling,
             "num_frames": num_frames,
             "frame_step": frame_step,

@@ -14,10 +14,10 @@ NAMED_CULPRITS = 3
 
 
 class Row(NamedTuple):
-    """A video as its source has it: its path, its label or labels as text, and what an error calls it."""
+    """A video as its source has it: its path, its label or labels as text (or None), and what an error calls it."""
 
     path: str
-    label: str | list[str] | None
+    label: Any
     where: str
 
 
@@ -40,10 +40,10 @@ def as_cell(video: Any) -> dict[str, Any]:
     return {"path": None if is_bytes else video, "bytes": video if is_bytes else None}
 
 
-def name_of(video: Any, index: int | None = None) -> str | None:
+def name_of(video: Any, index: int) -> str:
     """Return what errors call a cell: its path; of what has no file of its own, its name and its row, `index`."""
     cell = as_cell(video)
-    if index is None or (cell["bytes"] is None and cell["path"]):
+    if cell["bytes"] is None and cell["path"]:
         return cell["path"]
     return f"{cell['path']} (row {index})" if cell["path"] else f"row {index}"
 
@@ -56,18 +56,19 @@ def head_of(rows: Dataset | IterableDataset, count: int) -> Dataset:
 
 
 def source_of(video: Any, index: int | None = None) -> dict[str, Any]:
-    """Return the arguments of `open_video` for a cell of the column `video`, with the name that `name_of` gives it.
+    """Return the arguments of `open_video` for a cell of the column `video`; with its row, what `name_of` calls it.
 
     Raises:
         VideoError: there is neither a path nor bytes, or an address such as hf://… cannot be read.
     """
     cell = as_cell(video)
     path, content = cell["path"], cell["bytes"]
+    name = path if index is None else name_of(video, index)
     if content is None and path:
         content = _fetch(path) if "://" in path else path
     if content is None:
-        raise VideoError(name_of(video, index) or "a video", "neither a path nor bytes")
-    return {"source": content, "name": name_of(video, index)}
+        raise VideoError(name or "a video", "neither a path nor bytes")
+    return {"source": content, "name": name}
 
 
 def _fetch(url: str) -> bytes:
@@ -123,8 +124,8 @@ def encode_labels(
     if problem_type == "regression":
         return _numbers(rows), Value("float64")
     if problem_type == "multi_label_classification":
-        labels, names = _label_lists(rows, class_names, num_labels)
-        return labels, List(ClassLabel(names=names))
+        lists, all_names = _label_lists(rows, class_names, num_labels)
+        return lists, List(ClassLabel(names=all_names))
     several = [f"{row.where} ({row.label})" for row in rows if isinstance(row.label, list)]
     refuse(several, "several labels; that is problem_type=multi_label_classification")
     labels, names = _integer_labels(rows, class_names, num_labels)

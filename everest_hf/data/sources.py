@@ -176,7 +176,8 @@ def _split_folder(folder: Path, split: str | None) -> Path:
 
 
 def _rows_of_folder(folder: Path, labels_required: bool) -> list[Row]:
-    rows, ignored = [], []
+    rows: list[Row] = []
+    ignored: list[Row] = []
     for parent, sub_folders, names in os.walk(os.path.abspath(folder)):
         sub_folders[:] = sorted(name for name in sub_folders if not name.startswith("."))
         parts = Path(parent).relative_to(os.path.abspath(folder)).parts

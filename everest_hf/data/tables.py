@@ -129,7 +129,7 @@ class Columns(NamedTuple):
     label: tuple[str, ...]
     label_feature: Any
 
-    def label_of(self, cell: Any) -> str | list[str] | None:
+    def label_of(self, cell: Any) -> str | list | None:
         """Return the label in a cell of its column, as text."""
         for field in self.label[1:]:
             cell = (cell or {}).get(field)
@@ -140,7 +140,7 @@ class Columns(NamedTuple):
         return class_names_in(self.label_feature)
 
 
-def _as_text(label: Any, feature: Any) -> str | list[str] | None:
+def _as_text(label: Any, feature: Any) -> str | list | None:
     if isinstance(label, list):
         return [_as_text(one, feature.feature) for one in label]
     if isinstance(feature, ClassLabel):
@@ -204,7 +204,7 @@ def rows_of(table: Dataset, columns: Columns, source: str, root: Path) -> tuple[
     """Return the column `video`, or None where the rows' paths are all there is of it, and the rows."""
     videos = _as_stored(table, columns).select_columns(["video"])
     paths = _paths(videos, root)
-    labels = [None] * len(table)
+    labels: list[Any] = [None] * len(table)
     if columns.label:
         column = columns.label[0]
         labels = [columns.label_of(cell) for cell in table.select_columns([column])[:][column]]
