@@ -58,7 +58,7 @@ def feature_function(
     keep_ratio: as in the model's forward.
     """
     if isinstance(model, EverestForVideoClassification):
-        model.classifier = nn.Identity()
+        model.classifier = nn.Identity()  # type: ignore[assignment]  # another kind of module than it was
         return lambda pixel_values: model(pixel_values, keep_ratio=keep_ratio).logits.float()
     return lambda pixel_values: model(pixel_values, keep_ratio=keep_ratio).last_hidden_state.float().mean(dim=1)
 
@@ -91,8 +91,8 @@ def embed_videos(
         raise FileExistsError(f"{out}: is there already; remove it, or choose another file")
     settings = {**views.sampling, "num_crops": views.num_crops, "keep_ratio": keep_ratio or model.config.keep_ratio}
     parts = _open_parts(out, {"model": _digest_of_model(model), "rows": _digest_of_rows(rows), **settings})
-    loader = _loader_of_missing(views, parts, batch_size, num_workers or num_cores())
-    _embed_missing(loader, len(rows), parts, model, keep_ratio)
+    batches = _missing_batches(len(rows), parts, batch_size)
+    _embed_batches(batches, views, num_workers or num_cores(), parts, feature_function(model, keep_ratio), model)
     features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
     about = {"model": model.name_or_path, **settings}
     about = {key: json.dumps(value) for key, value in about.items()}
@@ -105,22 +105,25 @@ def embed_videos(
 # ---------------------------------------------------------------------- the work
 
 
-def _loader_of_missing(views: VideoViews, parts: Path, batch_size: int, num_workers: int) -> DataLoader:
-    """Return a loader of the views of which there is no part yet; no batch goes beyond a part."""
-    count = len(views)
+def _missing_batches(count: int, parts: Path, batch_size: int) -> list[list[int]]:
+    """Return the batches of `count` rows of which there is no part yet; no batch goes beyond a part."""
     missing = (start for start in range(0, count, SHARD) if not _part_of(parts, start).exists())
     ranges = [range(start, min(start + SHARD, count)) for start in missing]
-    batches = [list(rows[i : i + batch_size]) for rows in ranges for i in range(0, len(rows), batch_size)]
-    return DataLoader(views, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    return [list(rows[i : i + batch_size]) for rows in ranges for i in range(0, len(rows), batch_size)]
 
 
 @torch.inference_mode()
-def _embed_missing(
-    loader: DataLoader, num_rows: int, parts: Path, model: EverestPreTrainedModel, keep_ratio: float | None
+def _embed_batches(
+    batches: list[list[int]],
+    views: VideoViews,
+    num_workers: int,
+    parts: Path,
+    function: Callable,
+    model: EverestPreTrainedModel,
 ) -> None:
-    """Write the parts that are missing."""
-    function = feature_function(model, keep_ratio)
-    done = num_rows - sum(map(len, loader.batch_sampler))
+    """Write the parts that the batches make up."""
+    loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    num_rows, done = len(views), len(views) - sum(map(len, batches))
     found = []
     with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar:
         for batch in _survived(loader):

@@ -174,7 +174,7 @@ def evaluate_model(
     if bad:
         figures["val_unreadable"] = int((found["scores"] == 0).all(dim=-1).sum())
     if folder is not None:
-        rows = loader.dataset.rows
+        rows = loader.dataset.rows  # type: ignore[attr-defined]  # of VideoViews
         all_write(f"the evaluation in {folder}", _report, accelerator, folder, figures, found, bad, config, rows)
     return figures
 
@@ -193,7 +193,8 @@ def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, t
 
 def _has_answers(found: dict[str, torch.Tensor], problem_type: str | None) -> bool:
     """Say whether there is an answer at all, right or wrong: not of a model that predicts pixels or numbers."""
-    return problem_type in ("single_label_classification", "multi_label_classification") and found["scores"].any()
+    has_classes = problem_type in ("single_label_classification", "multi_label_classification")
+    return has_classes and bool(found["scores"].any())
 
 
 def _report(accelerator, folder, figures, found, bad, config, rows) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -53,7 +54,7 @@ from .visualize import draw_curves, draw_kept_tokens, take_slots
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {
+MODEL_CLASSES: dict[str, type[EverestForPreTraining] | type[EverestForVideoClassification]] = {
     "pretrain": EverestForPreTraining,
     "finetune": EverestForVideoClassification,
     "probe": EverestForVideoClassification,
@@ -135,22 +136,23 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
     labelled = recipe.has_labels
-    options = {"labels_required": labelled, "problem_type": recipe.problem_type, **_columns_of(recipe)}
+    options: dict[str, Any] = {"labels_required": labelled, "problem_type": recipe.problem_type}
     if recipe.streaming:
-        train = stream_videos(recipe.train, split=recipe.train_split, num_labels=recipe.num_classes or None, **options)
+        train = stream_videos(num_labels=recipe.num_classes or None, **_source_of(recipe, "train"), **options)
     else:
-        train = load_videos(recipe.train, split=recipe.train_split, **options)
+        train = load_videos(**_source_of(recipe, "train"), **options)
     if recipe.val is None:
         return train, None
     names = class_names_of(train)
     has_integers = labelled and names is None and recipe.problem_type != "regression"
     bound = max(train["label"]) + 1 if has_integers else None
-    return train, load_videos(recipe.val, split=recipe.val_split, class_names=names, num_labels=bound, **options)
+    return train, load_videos(class_names=names, num_labels=bound, **_source_of(recipe, "val"), **options)
 
 
-def _columns_of(recipe: Recipe) -> dict:
-    """Return where a source has its videos and labels, as arguments of `load_videos`."""
-    return {name: getattr(recipe, name) for name in ("data_root", "video_column", "label_column")}
+def _source_of(recipe: Recipe, which: str) -> dict[str, Any]:
+    """Return where the videos of `which`, train or val, and their labels are, as arguments of `load_videos`."""
+    columns = {name: getattr(recipe, name) for name in ("data_root", "video_column", "label_column")}
+    return {"source": getattr(recipe, which), "split": getattr(recipe, f"{which}_split"), **columns}
 
 
 def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
@@ -159,12 +161,12 @@ def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
     """
-    where = {"split": recipe.val_split, **_columns_of(recipe)}
+    where = _source_of(recipe, "val")
     if recipe.task == "pretrain":
-        return load_videos(recipe.val, labels_required=False, **where)
+        return load_videos(labels_required=False, **where)
     problem_type = problem_type_of(config)
     names = None if problem_type == "regression" else [config.id2label[i] for i in range(config.num_labels)]
-    return load_videos(recipe.val, class_names=names, problem_type=problem_type, **where)
+    return load_videos(class_names=names, problem_type=problem_type, **where)
 
 
 def check_videos(
@@ -347,7 +349,7 @@ def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Te
         ratio=tuple(recipe.crop_ratio),
         flip=0.5 if recipe.flip else 0.0,
         rand_augment=recipe.rand_augment,
-        fill=tuple(config.image_mean),
+        fill=config.image_mean,
         augmentation=recipe.augmentation,
     )
 
@@ -424,7 +426,7 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
         except OSError as error:
             raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
     if recipe.task == "probe":
-        model.freeze_encoder()
+        model.freeze_encoder()  # type: ignore[operator]  # a classifier
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -467,9 +469,10 @@ def load_trained(recipe: Recipe) -> EverestPreTrainedModel:
     """
     source, cls = model_to_evaluate(recipe), MODEL_CLASSES[recipe.task]
     try:
-        model, info = cls.from_pretrained(source, output_loading_info=True, **recipe.config)
+        loaded: Any = cls.from_pretrained(source, output_loading_info=True, **recipe.config)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"model {source}: {str(error).splitlines()[0]}") from error
+    model, info = loaded  # annotated as the model alone
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])[0]
         raise ValueError(f"model {source} has no {lacking}: it was not trained for task={recipe.task}")

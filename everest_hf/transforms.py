@@ -85,7 +85,7 @@ def finetuning_transform(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     rand_augment: float = 0,
-    fill: tuple[float, float, float] = IMAGENET_MEAN,
+    fill: Sequence[float] = IMAGENET_MEAN,
     augmentation: str = "fast",
 ) -> v2.Transform:
     """Random resized crop to `size`, flip, RandAugment of a clip uint8 (T, C, H, W).

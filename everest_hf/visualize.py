@@ -9,6 +9,7 @@ import torch
 
 matplotlib.use("Agg")  # pictures are written to files, also where there is no display
 from matplotlib import pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .configuration_everest import EverestConfig
 from .modeling_everest import patchify
@@ -19,8 +20,8 @@ LARGEST_CELL, LARGEST_FIGURE = 2.2, 24.0
 LARGEST_CONFUSION_CELL, LARGEST_CONFUSION = 0.45, 13.0
 SMALLEST_FONT, POINTS_AN_INCH = 5.0, 72
 # What is drawn of a log: losses, and the main scores of each kind of fine-tuning.
-LOSSES = ("loss", "val_loss")
-SCORES = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
+LOSSES: tuple[str, ...] = ("loss", "val_loss")
+SCORES: tuple[str, ...] = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
 
 
 def token_mask(ids: torch.Tensor, config: EverestConfig) -> torch.Tensor:
@@ -133,8 +134,8 @@ def _draw_strips(clip, rows, config, path, slots, frame_numbers) -> None:
     height, width = config.frame_size
     side = min(LARGEST_CELL, LARGEST_FIGURE / len(starts))  # inches
     size = (side * len(starts), (side * height / width + 0.05) * (1 + len(rows)) + 0.2)
-    figure, axes = plt.subplots(1 + len(rows), len(starts), figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure, axes = plt.subplots(1 + len(rows), len(starts), figsize=size, squeeze=False, layout=layout)
     for column, start in enumerate(starts):
         number = start if frame_numbers is None else frame_numbers[start]
         axes[0, column].set_title(f"frame {number}" if column in chosen else "not selected", fontsize=9)
