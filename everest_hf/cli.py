@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -524,7 +524,7 @@ def push(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------------------------------------- what they share
 
 
-def _source_options(args: argparse.Namespace) -> dict[str, str | None]:
+def _source_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `load_videos` takes beside the source."""
     return {name: getattr(args, name) for name in ("data_root", "split", "video_column", "label_column")}
 
