@@ -1,4 +1,4 @@
-"""The command everest-hf: check and prepare videos, convert a checkpoint, classify and embed videos, draw tokens.
+"""The command everest-hf: check and prepare videos, convert a checkpoint, classify and embed videos, tune, draw.
 
 From top to bottom: the command line, the commands, what they share. Whatever is heavy is imported inside the commands,
 so that this file costs nothing where it only prints its help.
@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_predict(commands)
     _add_embed(commands)
+    _add_tune_keep_ratio(commands)
     _add_visualize(commands)
     _add_push(commands)
     return parser
@@ -140,6 +141,28 @@ def _add_embed(commands) -> None:
     _add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     _add_views_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
+
+
+def _add_tune_keep_ratio(commands) -> None:
+    parser = _add_command(
+        commands,
+        "tune-keep-ratio",
+        tune_keep_ratio,
+        "Measure accuracy and speed of a classifier over keep ratios, without training it anew, and recommend one.",
+        f"{PROGRAM} tune-keep-ratio runs/quickstart/finetune data/motion/val",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a classifier or of its run, or Hub id")
+    _add_source_options(parser)
+    parser.add_argument(
+        "-o", "--out", default=str(RUNS / "keep-ratio"), metavar="OUT", help="folder of the report [%(default)s]"
+    )
+    parser.add_argument("--ratios", type=float, nargs="+", metavar="R", help="keep ratios to compare [0.1 0.2 … 1]")
+    parser.add_argument(
+        "--max-loss", type=float, metavar="POINTS", help="points of top-1 that may be lost to the largest ratio [1]"
+    )
+    _add_views_option(parser)
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -320,6 +343,34 @@ def embed(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def tune_keep_ratio(args: argparse.Namespace) -> int:
+    """Compare keep ratios and write the report; the exit code is 1 where a video cannot be read."""
+    from . import EverestConfig, tune
+    from .data import load_videos
+    from .hub import model_folder
+
+    _check_counts(args, "workers", "batch_size")
+    name = str(model_folder(args.checkpoint))
+    check_classifier(name)
+    config = _loaded(name, EverestConfig.from_pretrained, name)
+    chosen = {key: getattr(args, key) for key in ("ratios", "max_loss") if getattr(args, key) is not None}
+    tune.check_request(config, **chosen)
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    rows = load_videos(args.source, class_names=names, **_source_options(args))
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    model, processor = load_checkpoint(name, CLASSIFICATION)
+    views = evaluation_views(rows, model, processor, args.views, count_unreadable=True)
+    found = tune.tune_keep_ratio(model, views, batch_size=args.batch_size, num_workers=args.workers, **chosen)
+    summary = {"source": args.source, **found}
+    files = tune.write_report(Path(args.out), summary)
+    for bad in summary["unreadable"]:
+        print_error(f"{bad['video']}: {bad['reason']}")
+    print(json.dumps(summary, ensure_ascii=False) if args.json else tune.as_text(summary))
+    if not args.json:
+        print(f"report         {', '.join(map(str, files))}")
+    return 1 if summary["unreadable"] else 0
+
+
 def load_encoder(name: str):
     """Return the model whose features are taken of a checkpoint, ready for inference, and the processor."""
     architecture = architecture_of(name)
@@ -367,12 +418,7 @@ def predict(args: argparse.Namespace) -> int:
     _check_counts(args, "top_k")
     _check_arguments(args.videos, args.keep_ratio)
     name = args.model or newest_run(CLASSIFICATION)
-    architecture = architecture_of(name)
-    if architecture != CLASSIFICATION:
-        raise ValueError(
-            f"{name}: is a checkpoint of {architecture}, which knows no labels; fine-tune it first: "
-            f"accelerate launch train_accelerate.py --task finetune --model {name} --train VIDEOS"
-        )
+    check_classifier(name)
     model, processor = load_checkpoint(name, CLASSIFICATION)
     failures = 0
     for video in tqdm(args.videos, desc="predict", unit="video", disable=len(args.videos) == 1):
@@ -603,6 +649,16 @@ def architecture_of(name: str) -> str:
         kind = architecture or config.get("model_type") or "unknown kind"
         raise ValueError(f"{name}: is a checkpoint of {kind}, not of EVEREST ({PROGRAM} convert takes VideoMAE's)")
     return architecture
+
+
+def check_classifier(name: str) -> None:
+    """Raise a ValueError unless a checkpoint is that of a classifier."""
+    architecture = architecture_of(name)
+    if architecture != CLASSIFICATION:
+        raise ValueError(
+            f"{name}: is a checkpoint of {architecture}, which knows no labels; fine-tune it first: "
+            f"accelerate launch train_accelerate.py --task finetune --model {name} --train VIDEOS"
+        )
 
 
 def _check_checkpoint_name(name: str) -> None:

@@ -126,7 +126,7 @@ def _embed_batches(
     num_rows, done = len(views), len(views) - sum(map(len, batches))
     found = []
     with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar:
-        for batch in _survived(loader):
+        for batch in survived(loader):
             found.append(_features_of(batch, model, function))
             bar.update(len(batch["index"]))
             following = int(batch["index"][-1]) + 1
@@ -142,7 +142,12 @@ def _features_of(batch: dict[str, Any], model: EverestPreTrainedModel, function:
     return Features(embeddings[readable], batch["index"][readable], batch["bad"])
 
 
-def _survived(loader: DataLoader) -> Iterator[dict[str, Any]]:
+def survived(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Yield the batches of a loader.
+
+    Raises:
+        OSError: a process that decodes was killed.
+    """
     try:
         yield from loader
     except RuntimeError as error:

@@ -67,6 +67,11 @@ def share_of_batches(*, num_videos: int, batch_size: int, rank: int = 0, num_pro
     return share + batches[: rounds - len(share)]
 
 
+def mean_scores(logits: torch.Tensor, num_views: int, problem_type: str) -> torch.Tensor:
+    """Return the scores (B, labels) float32 of videos from the logits (B * V, labels) of their V views."""
+    return ACTIVATIONS[problem_type](logits.float()).unflatten(0, (-1, num_views)).mean(dim=1)
+
+
 @torch.no_grad()
 def predict_videos(
     model: nn.Module,
@@ -86,7 +91,7 @@ def predict_videos(
     for batch in batches:
         views = batch["pixel_values"]  # (B, V, T, C, h, w)
         logits = model(pixel_values=to_pixel_values(views.flatten(0, 1))).logits  # (B * V, labels)
-        scores = ACTIVATIONS[problem_type](logits.float()).unflatten(0, views.shape[:2]).mean(dim=1)
+        scores = mean_scores(logits, views.shape[1], problem_type)
         if "unreadable" in batch:
             scores = scores.masked_fill(batch["unreadable"][:, None], 0)
         found.append((scores, batch["labels"], batch["index"]))

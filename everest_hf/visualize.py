@@ -187,6 +187,35 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
     _save(figure, path)
 
 
+def draw_keep_ratios(rows: Sequence[dict], recommended: dict, path: str | Path) -> None:
+    """Draw accuracy, speed and operations over the keep ratio.
+
+    rows, recommended: as `everest_hf.tune.tune_keep_ratio` returns them. The bars are the standard errors of the
+    differences from the largest ratio; what may be lost against it is shaded.
+    """
+    ratios = [row["keep_ratio"] for row in rows]
+    top1 = [100 * row["top1"] for row in rows]
+    figure, axes = plt.subplots(1, 3, figsize=(13.8, 3.2), layout="constrained")
+    accuracy, speed, work = axes
+    allowed = recommended["max_loss_points"]
+    accuracy.axhspan(
+        top1[-1] - allowed, top1[-1], alpha=0.2, color="C2", lw=0, label=f"at most {allowed:g} points lost"
+    )
+    errors = [row["standard_error_points"] for row in rows]
+    accuracy.errorbar(ratios, top1, errors, marker="o", markersize=3, capsize=3, label="top-1")
+    accuracy.set(title="accuracy", ylabel="top-1 (%)")
+    speed.plot(ratios, [row["clips_per_second"] for row in rows], marker="o", markersize=3)
+    speed.set(title="speed of the model", ylabel="clips a second", ylim=0)
+    work.plot(ratios, [row["gflops"] for row in rows], marker="o", markersize=3)
+    work.set(title="operations", ylabel="GFLOPs a clip", ylim=0)
+    for axis in axes:
+        axis.axvline(recommended["keep_ratio"], color="C3", linestyle="--", lw=1, label="recommended")
+        axis.set(xlabel="keep ratio")
+        axis.grid(alpha=0.3)
+    accuracy.legend(fontsize=8)
+    _save(figure, path)
+
+
 def draw_confusion(counts: np.ndarray, names: Sequence[str], columns: Sequence[str], path: str | Path) -> None:
     """Draw counts of videos (classes, columns) as shares of their row: a row a class, a column a predicted class.
 
