@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -714,6 +714,14 @@ class EverestPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    if TYPE_CHECKING:  # Transformers does not tell what these return
+
+        def train(self: Model, mode: bool = True) -> Model: ...
+
+        def eval(self: Model) -> Model: ...
+
+        push_to_hub: Callable[..., str]  # type: ignore[assignment]  # annotated as what it wraps
 
     def __init__(self, config: EverestConfig, *args, **kwargs):
         config.check()  # fields may have been set, or overridden in from_pretrained, since the config was made

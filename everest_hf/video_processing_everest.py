@@ -6,6 +6,7 @@ nothing but torch and transformers.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -159,6 +160,11 @@ class EverestVideoProcessor(BaseVideoProcessor):
     num_input_frames = None
     frame_step = 4
     frame_sampling = "stride"
+
+    if TYPE_CHECKING:  # Transformers does not tell what it returns
+
+        @classmethod
+        def from_pretrained(cls, *args, **kwargs) -> "EverestVideoProcessor": ...
 
     def __init__(self, **kwargs: Unpack[EverestVideosKwargs]):
         if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
