@@ -43,6 +43,7 @@ class Features:
 
     @classmethod
     def joined(cls, parts: "Iterable[Features]") -> "Features":
+        """Return all of them, in the order of the parts."""
         embeddings, index, bad = zip(*((part.embeddings, part.index, part.bad) for part in parts), strict=True)
         return cls(torch.cat(embeddings), torch.cat(index), [entry for entries in bad for entry in entries])
 

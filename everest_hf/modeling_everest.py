@@ -244,6 +244,14 @@ class EverestEmbeddings(nn.Module):
         interpolate_pos_encoding: bool = False,
         output_scores: bool = False,
     ) -> EverestEmbeddingOutput:
+        """Embed the kept tokens of clips (B, T, C, H, W).
+
+        pretraining: choose visible and target tokens, and return the targets. The other arguments as in
+        `EverestModel.forward` and `EverestForPreTraining.forward`.
+
+        Raises:
+            ValueError: as `EverestModel.forward`.
+        """
         config = self.config
         grid_size = self._checked_grid(pixel_values, interpolate_pos_encoding)
         num_candidates = pixel_values.shape[1] // config.tubelet_size
@@ -511,6 +519,8 @@ class EverestAttention(nn.Module):
 
 
 class EverestMLP(nn.Module):
+    """Two linear layers with an activation between them, on each token (..., D) alone."""
+
     def __init__(self, config: EverestConfig, dim: int, intermediate_size: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, intermediate_size)
@@ -522,7 +532,7 @@ class EverestMLP(nn.Module):
 
 
 class EverestDropPath(nn.Module):
-    """Stochastic depth: drops the branch of a whole sample with probability p in training (arXiv 1603.09382)."""
+    """Stochastic depth: drops the branch (B, K, D) of a clip with probability p in training (arXiv 1603.09382)."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -551,6 +561,7 @@ class EverestLayer(GradientCheckpointingLayer):
         self.drop_path = EverestDropPath(drop_path)
 
     def forward(self, x: torch.Tensor, output_attentions: bool = False):
+        """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K)."""
         attended, weights = self.attention(self.norm1(x), output_attentions)
         x = x + self.drop_path(self.dropout(attended))
         x = x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
@@ -757,6 +768,10 @@ class EverestPreTrainedModel(PreTrainedModel):
         """Load a VideoMAE or official EVEREST checkpoint: a .pth file, a Transformers folder or a Hub id.
 
         config_overrides: fields of `EverestConfig`, such as keep_ratio=0.6. Needs the package everest_hf.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such checkpoint, or not one that this class can take; the
+                message names what is missing or not understood.
         """
         try:
             from everest_hf.convert import load_converted
@@ -794,9 +809,11 @@ class EverestModel(EverestPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the patch projection, which embeds tokens."""
         return self.embeddings.projection
 
     def set_input_embeddings(self, value) -> None:
+        """Put another `EverestPatchProjection` in the place of the patch projection."""
         self.embeddings.projection = value
 
     def encode(self, hidden_states, output_hidden_states: bool = False, output_attentions: bool = False):
@@ -887,8 +904,8 @@ class EverestForPreTraining(EverestPreTrainedModel):
         bool_masked_pos: (B, N), True = to predict, as in VideoMAE; replaces the selection.
         noise: uniform in [0, 1), decides which informative tokens are visible: (B, K + M) for "motion", applied to
             them in order of falling score; (B, N) for "random"; (B, S) for "tube".
-        return_loss: False leaves the targets out.
-        The other arguments as in `EverestModel.forward`.
+        return_loss: False leaves the loss out.
+        The other arguments, and what is raised, as in `EverestModel.forward`.
         """
         embedded = self.everest.embeddings(
             pixel_values,
@@ -955,6 +972,9 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             floats (B, num_labels), or (B,) for one label, for "regression". Without a problem_type: one label is regression,
             integers are single-label, floats multi-label.
         The other arguments as in `EverestModel.forward`.
+
+        Raises:
+            ValueError: as `EverestModel.forward`, and for labels of another shape.
         """
         outputs = self.everest(
             pixel_values,

@@ -138,6 +138,9 @@ class EverestVideoProcessor(BaseVideoProcessor):
     centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre.
     An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
 
+    Beside the fields of every video processor it has num_frames (of a clip), num_input_frames (candidates of frame
+    selection; None without it), frame_step and frame_sampling (see `EverestVideosKwargs`); a call may override them.
+
     Raises:
         FileNotFoundError, ValueError: a video is missing or cannot be read; the message names it.
     """
@@ -200,7 +203,11 @@ class EverestVideoProcessor(BaseVideoProcessor):
         frame_sampling: str | None = None,
         **kwargs,
     ) -> list[int]:
-        """Return the frame indices of the centre view of a video of metadata.total_num_frames frames."""
+        """Return the frame indices of the centre view of a video of metadata.total_num_frames frames.
+
+        Raises:
+            ValueError: fps is given, by which nothing is sampled here, or the video has no frames.
+        """
         if fps is not None:
             raise ValueError(f"fps is {fps}; EVEREST samples by frame_step={self.frame_step}, not by fps")
         num_frames = num_frames or self.num_frames
