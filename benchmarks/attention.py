@@ -97,8 +97,7 @@ def main() -> None:
     args = arguments()
     facts = measure.facts_of_run(torch.device("cpu"))
     results = run(args)
-    settings = vars(args) | {"out": str(args.out)}
-    measure.write_json(args.out, {**facts, "settings": settings, "results": results})
+    measure.write_json(args.out, {**facts, "settings": measure.settings_of(args), "results": results})
     print(table(results))
     print(f"\n{facts['hardware']}\nwritten to {args.out}")
 

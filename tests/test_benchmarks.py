@@ -1,12 +1,15 @@
 """The benchmarks run as commands; what they report has the fields that tables and documents are made from."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from videos import real_clips
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +77,147 @@ def test_attention_compares_both_implementations(tmp_path):
             check_timing(cell[name], repeats=3)
             assert cell[cell["fastest"]]["seconds"] <= cell[name]["seconds"]
     assert sum(line.startswith(("| fp32", "| bf16")) for line in printed.splitlines()) == len(cells)
+
+
+EFFICIENCY = ["--sizes", "tiny", "--dtypes", "fp32", "--ratios", "1", "0.5", "--repeats", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def efficiency(tmp_path_factory):
+    """A whole run: its result file, and what it printed."""
+    real_clips()
+    out = tmp_path_factory.mktemp("efficiency") / "new" / "efficiency.json"
+    _, printed = result_of("efficiency.py", out, *EFFICIENCY)
+    return out, printed
+
+
+def test_efficiency_measures_every_keep_ratio_beside_videomae(efficiency):
+    out, printed = efficiency
+    result = json.loads(out.read_text())
+    check_facts(result)
+    assert result["complete"]
+    assert [clip["video"] for clip in result["clips"]] == [min(real_clips())]
+    groups = {group["task"]: {(c["model"], c["keep_ratio"]): c for c in group["cases"]} for group in result["results"]}
+    dense, kept, videomae = ("everest", 1.0), ("everest", 0.5), ("videomae", 1.0)
+    # 4 slots of 9 places, as in the test of model.py.
+    tokens = {task: {key: case["tokens"] for key, case in cases.items()} for task, cases in groups.items()}
+    classifier = {kept: 18, dense: 36, videomae: 36}
+    pretraining = {("everest", 0.3): 3, videomae: 4}
+    assert tokens == {"pretraining": pretraining, "finetuning": classifier, "inference": classifier}
+    for group in result["results"]:
+        for case in group["cases"]:
+            check_timing(case, repeats=2)
+            assert case["clips_per_second"] == pytest.approx(1 / case["seconds"])
+            achieved = case["flops"] / case["seconds"]
+            assert case["utilisation"] == pytest.approx(achieved / group["product"]["flops_per_second"])
+            assert 8 * 3 * 48 * 48 * 4 < case["peak_bytes"] < 2**30
+            if case["model"] == "everest":
+                assert case["flops"] == pytest.approx(case["flops_by_formula"], rel=0.01)
+    for task in ("finetuning", "inference"):
+        # The same network: only the head's norm and what embeds differ, and those little.
+        assert groups[task][dense]["flops"] == pytest.approx(groups[task][videomae]["flops"], rel=0.02)
+        assert groups[task][dense]["parameters"] == pytest.approx(groups[task][videomae]["parameters"], rel=0.02)
+        assert groups[task][kept]["flops"] < 0.8 * groups[task][dense]["flops"]
+    assert out.with_suffix(".md").read_text() in printed
+    assert printed.count("| tiny |") == 8
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_efficiency_goes_on_where_it_was_stopped(efficiency, tmp_path):
+    result = json.loads(efficiency[0].read_text())
+    last = result["results"].pop()
+    out = tmp_path / "efficiency.json"
+    out.write_text(json.dumps(result | {"complete": False}))
+    resumed, _ = result_of("efficiency.py", out, *EFFICIENCY)
+    assert resumed["complete"]
+    assert resumed["results"][:-1] == result["results"]
+    assert resumed["results"][-1]["task"] == last["task"] == "inference"
+    assert resumed["results"][-1] != last
+
+
+def test_efficiency_finds_the_largest_batch_that_fits(tmp_path):
+    real_clips()
+    limit = 0.1
+    options = ["--sizes", "tiny", "--dtypes", "fp32", "--ratios", "0.5", "--repeats", "1", "--device", "cpu"]
+    options += ["--tasks", "finetuning", "--memory", str(limit)]
+    result, printed = result_of("efficiency.py", tmp_path / "efficiency.json", *options)
+    for case in result["results"][0]["cases"]:
+        largest = case["largest_batch"]
+        fits = {int(batch): peak for batch, peak in largest["tried"].items() if peak <= limit * 2**30}
+        assert largest["batch"] == max(fits) > 2
+        assert largest["peak_bytes"] == fits[largest["batch"]]
+        assert f" {largest['batch']} |" in printed
+        assert largest["peak_bytes"] > 0.8 * limit * 2**30
+
+
+def test_efficiency_foretells_the_largest_batch(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import efficiency
+
+    peaks = {1: 140, 2: 180}  # 40 a clip above 100
+    assert efficiency.foretold_batch(peaks, 1000, low=2, high=math.inf) == 22
+    assert (
+        efficiency.foretold_batch(peaks | {22: 900}, 1000, low=22, high=math.inf) == 24
+    )  # 36 a clip since the second
+    assert efficiency.foretold_batch(peaks | {22: 1180}, 1000, low=2, high=22) == 18  # 50 a clip
+    assert efficiency.foretold_batch(peaks | {22: None}, 1000, low=2, high=22) == 12  # it failed: half-way
+    assert efficiency.foretold_batch({1: None}, 1000, low=0, high=1) == 1  # none left between them
+
+
+def test_efficiency_writes_a_failure_down_and_goes_on(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import efficiency
+
+    attempt = efficiency.Attempts()
+    assert attempt("small", torch.zeros, 2).tolist() == [0, 0]
+    assert attempt("huge", torch.empty, 2**60) is None
+    assert attempt("huge", torch.zeros, 2) is None
+    (error,) = attempt.errors.values()
+    assert "memory" in error
+    assert "\n" not in error
+    args = efficiency.arguments(["--sizes", "tiny", "--device", "cpu", "--ratios", "0.5"])
+    case = efficiency.cases_of(args, "tiny", "inference", "fp32")["everest 0.5"]
+    result = efficiency.result_of(case, {"peak_bytes": None}, {}, error)
+    assert result == {"model": "everest", "keep_ratio": 0.5, "tokens": 18, "peak_bytes": None, "error": error}
+    group = {"size": "tiny", "task": "inference", "dtype": "fp32", "cases": [result | {"model": "videomae"}, result]}
+    assert error in efficiency.table([group])
+
+
+def test_efficiency_ends_where_the_counts_differ(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import efficiency
+
+    efficiency.check_agreement("small", 1009, 1000)
+    with pytest.raises(
+        SystemExit, match=r"small: torch counts 1\.02e-06 GFLOPs a clip, and everest_hf\.cost gives 1e-06"
+    ):
+        efficiency.check_agreement("small", 1020, 1000)
+
+
+def test_profile_names_where_the_time_goes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import profile_steps
+
+    case = profile_steps.Case("everest", "pretraining", "tiny", "fp32", 1, 0.6, "cpu", "sdpa")
+    result = profile_steps.profile_case(case, repeats=2)
+    check_timing(result, repeats=2)
+    shares = result["shares"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares) == [*profile_steps.CLASSES, "rest"]
+    assert min(shares.values()) > 0
+    assert set(result["operators"]) & {"aten::addmm", "aten::mm"}
+    assert "| everest | tiny | fp32 | eager | pretraining |" in profile_steps.table([result])
+    names = {
+        "aten::addmm": "matrix products",
+        "aten::bmm": "attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "attention",
+        "aten::gelu_backward": "GELU",
+        "aten::native_layer_norm": "LayerNorm",
+        "aten::_fused_adamw_": "optimizer",
+        "aten::_to_copy": "selection and data movement",
+        "aten::add_": "rest",
+    }
+    assert {name: profile_steps.class_of(name) for name in names} == names
 
 
 def test_model_names_a_bad_option():
