@@ -246,6 +246,8 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 def load_recipe(path: str | Path | None = None, options: dict | None = None) -> Recipe:
     """Build a recipe from the defaults, the YAML file `path` and `options`, each over the one before.
 
+    The project's own recipes (recipes/ucf101/pretrain.yaml, …) come with the package; a file of that path goes first.
+
     Raises:
         ValueError: a key is unknown (the nearest valid name is given) or a value has the wrong type or range.
     """
@@ -348,8 +350,10 @@ _Loader.add_implicit_resolver(
 
 
 def _read_yaml(path: str | Path) -> dict:
+    packaged = Path(__file__).parent / path
+    file = packaged if packaged.is_file() and not Path(path).exists() else Path(path)
     try:
-        values = yaml.load(Path(path).read_text(), _Loader)
+        values = yaml.load(file.read_text(), _Loader)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such recipe") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -135,6 +135,16 @@ def test_what_a_file_says_wrong_is_named_with_the_file(tmp_path, text, message):
     assert "\n" not in str(raised.value)
 
 
+def test_the_recipes_of_the_project_are_found_without_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = load_recipe("recipes/quickstart/pretrain.yaml", {"train": "videos"})
+    assert packaged == load_recipe(RECIPES[0].parents[1] / "quickstart" / "pretrain.yaml", {"train": "videos"})
+    own = tmp_path / "recipes" / "quickstart" / "pretrain.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("epochs: 40\n")
+    assert load_recipe("recipes/quickstart/pretrain.yaml", {"train": "videos"}).epochs == 40
+
+
 def test_missing_values_and_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="train is None; it must be a list file or a folder of class folders"):
         load_recipe(None, {})
