@@ -574,7 +574,7 @@ def _account(cls, config, source: Source, may_replace_head: bool) -> tuple[dict[
     return chosen, Account(used=len(chosen), new=new)
 
 
-_HEAD = ("classifier.", "fc_norm.")
+_HEAD = ("classifier.", "fc_norm.", "pooling.")
 
 
 def _as_linear(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -599,7 +599,7 @@ def _shapes(cls, config) -> dict[str, torch.Size]:
 def _all_names(config) -> set[str]:
     """Return every name that a checkpoint of this configuration may hold for some task and pooling."""
     names = {*_shapes(EverestForPreTraining, config), *_shapes(EverestForVideoClassification, config)}
-    return names | {f"{head}{part}" for head in _HEAD for part in ("weight", "bias")}
+    return names | {f"{head}{part}" for head in ("classifier.", "fc_norm.") for part in ("weight", "bias")}
 
 
 def _check_account(cls, source: Source, missing: list, left_over: list, misshapen: list) -> None:

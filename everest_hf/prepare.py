@@ -18,11 +18,11 @@ import av
 import torch
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation
-from datasets import Dataset
+from datasets import Dataset, List
 from tqdm.auto import tqdm
 
 from .data import VIDEO_SUFFIXES, class_names_of, load_videos
-from .data.tables import arguments_of
+from .data.tables import arguments_of, columns_of, open_table
 from .parallel import map_videos, video_of
 from .video import VideoError, _check_source, frame_indices, read_clip
 
@@ -142,8 +142,10 @@ def _is_list(source: Path) -> bool:
 
 def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -> tuple[Dataset, list[Path]]:
     """Return the rows of a source, and the target of each."""
-    if arguments_of(str(source)):
+    if arguments := arguments_of(str(source)):
         rows = load_videos(source, split=split, labels_required=False, **options)
+        if "label" not in rows.column_names:
+            _refuse_several_labels(source, arguments, split, **options)
         return rows, [out / name for name in _numbered(rows)]
     if source.is_dir():
         if out.resolve().is_relative_to(source.resolve()):
@@ -165,6 +167,23 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
     _refuse_overwriting(base.resolve(), names, out.resolve())
     _refuse_same_name(videos, targets)
     return rows, targets
+
+
+def _refuse_several_labels(
+    source: Path,
+    arguments: dict[str, Any],
+    split: str | None,
+    *,
+    video_column: str | None = None,
+    label_column: str | None = None,
+    **_,
+) -> None:
+    features = open_table(str(source), arguments, split).features
+    if isinstance(columns_of(features, video_column, label_column, str(source)).label_feature, List):
+        raise ValueError(
+            f"{source}: has several labels a video, which folders of classes cannot hold; "
+            "write its videos as files and prepare a list of them, 'path a,b' a line"
+        )
 
 
 def _numbered(rows: Dataset) -> list[str]:

@@ -438,6 +438,15 @@ def test_pretraining_to_classification_makes_only_the_head_and_says_so_once(tmp_
     torch.testing.assert_close(model.everest.encoder.layers[1].mlp.fc1.weight, theirs, atol=0, rtol=0)
 
 
+def test_pooling_by_attention_is_part_of_the_new_head(tmp_path, autoencoder):
+    source = saved(autoencoder, tmp_path / "videomae")
+    model = EverestForVideoClassification.from_videomae(source, attentive_pooling=True, num_labels=3)
+    assert model.pooling.query.abs().sum() > 0
+    torch.testing.assert_close(
+        model.everest.embeddings.projection.bias, autoencoder.videomae.embeddings.patch_embeddings.projection.bias
+    )
+
+
 def test_another_number_of_labels_makes_a_new_head(tmp_path, classifier):
     saved(classifier, tmp_path)
     with CaptureLogger(logging.get_logger("everest_hf.convert")) as captured:

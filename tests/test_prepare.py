@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from videos import bad_files, counting_frames, frame_number, real_clips, write_class_folders, write_clip, write_list
 from videos import write_video as write
 
@@ -225,6 +225,16 @@ def test_a_data_set_becomes_class_folders(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_several_labels_a_video_are_not_lost(tmp_path):
+    write_clip(tmp_path / "a.mp4")
+    source = write_list(tmp_path / "list.txt", [("a.mp4", "high,low")])
+    assert prepare_videos(source, tmp_path / "out").new_list.read_text() == "a.mp4 high,low\n"
+    features = Features(video=Value("string"), label=List(ClassLabel(names=["high", "low"])))
+    Dataset.from_dict({"video": ["a.mp4"], "label": [[0, 1]]}, features=features).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(ValueError, match=r"set.parquet: has several labels a video, .* 'path a,b'"):
+        prepare_videos(tmp_path / "set.parquet", tmp_path / "out")
 
 
 def test_what_would_harm_the_sources_is_refused(tmp_path, capsys):
