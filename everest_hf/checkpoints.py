@@ -4,16 +4,17 @@ import json
 import logging
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, GatheredParameters, broadcast_object_list
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 
 from .optim import MovingAverage, averaged
-from .ranks import all_write, end_together
+from .ranks import WRITE_ERRORS, all_write, end_together, first_line
 from .recipe import Recipe
 from .video_processing_everest import EverestVideoProcessor
 
@@ -94,11 +95,20 @@ class Checkpoints:
             folder.mkdir(parents=True)
 
     def _write(self, folder: Path, step: int, figures: dict[str, float], model, processor) -> None:
-        self.accelerator.save_state(str(folder / "state"))
+        self._write_state(folder / "state")
         save_model(self.accelerator, model, processor, folder, self.average)
         if self.accelerator.is_main_process:
             progress = {"step": step, **self.setting, "processes": self.accelerator.num_processes, "figures": figures}
             (folder / PROGRESS).write_text(json.dumps(progress))
+
+    def _write_state(self, folder: Path) -> None:
+        try:
+            self.accelerator.save_state(str(folder))
+        except WRITE_ERRORS as error:
+            if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+                raise
+            # The others wait for this process within DeepSpeed, where nothing can reach them but its end.
+            sys.exit(f"error: cannot write checkpoint {folder.parent}: {first_line(error)}")
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any; return how many steps are done.
@@ -141,7 +151,8 @@ def _progress(checkpoint: Path) -> dict:
 
 def _check_weights(model, step: int) -> None:
     """End the run, on all processes, if the weights are not finite: they belong in no checkpoint."""
-    norm = get_total_norm(model.parameters())
+    with GatheredParameters(list(model.parameters())):  # of ZeRO 3, which leaves each process a share
+        norm = get_total_norm(model.parameters())
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if not norm.isfinite():
         end_together(ValueError(f"step {step}: the weights are not finite; the last checkpoint is sound"))

@@ -44,10 +44,15 @@ def all_write(what: str, function: Callable, *arguments) -> None:
         function(*arguments)
     except WRITE_ERRORS as error:
         logger.debug("%s", what, exc_info=True)
-        failure = str(error).splitlines()[0]
+        failure = first_line(error)
     failures = [text for text in gather_object([failure]) if text is not None]
     if failures:
         end_together(OSError(f"cannot write {what}: {failures[0]}"))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line; PyTorch's go on with traces of C++."""
+    return str(error).splitlines()[0]
 
 
 def end_together(error: BaseException | None, code: int = 1) -> None:

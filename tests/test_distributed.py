@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from commands import train, train_on
+from commands import PATIENCE, ROOT, SCRIPT, free_port, train, train_on
 from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_config
 from transformers import AutoModelForPreTraining
@@ -108,11 +111,11 @@ def test_recomputed_layers_are_the_same_run(place, pretrained):
     assert_close(folder, pretrained, 1e-6)
 
 
-def test_bf16_is_nearly_the_same_run(place, pretrained):
-    folder = place / "bf16"
-    (result,) = train_on(
-        1, "pretrain.yaml", "--output_dir", folder, cwd=place, environment={"ACCELERATE_MIXED_PRECISION": "bf16"}
-    )
+@pytest.mark.parametrize("kind", ["alone", "zero2"])
+def test_bf16_is_nearly_the_same_run(place, pretrained, kind):
+    environment = {"ACCELERATE_MIXED_PRECISION": "bf16", **sharding(kind, place)}
+    folder = place / f"bf16_{kind}"
+    (result,) = train_on(1, "pretrain.yaml", "--output_dir", folder, cwd=place, environment=environment)
     result.check()
     assert losses_of(folder) == pytest.approx(losses_of(pretrained), rel=0.02)
     assert losses_of(folder) != losses_of(pretrained)
@@ -122,20 +125,35 @@ def test_bf16_is_nearly_the_same_run(place, pretrained):
 # ------------------------------------------------------------------------------------------------------------- shards
 
 
-SHARDED = ["--epochs", 2, "--ema", 0.5, "--save_every", 1]
+SHARDED = ["--epochs", 2, "--save_every", 1]
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
 
 
-@pytest.fixture(scope="module")
-def sharded(place) -> Path:
-    """Pre-training with FSDP2 on two processes, and once more from its checkpoint before the last."""
-    folder = place / "sharded"
-    environment = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    }
-    options = ["--batch_size", 2, "--output_dir", folder, *SHARDED]
+def sharding(kind: str, place: Path, **settings) -> dict[str, str]:
+    """What `accelerate launch` sets for "alone" (nothing), "fsdp2" or "zero1" to "zero3"; settings: of DeepSpeed."""
+    if not kind.startswith("zero"):
+        return {"alone": {}, "fsdp2": FSDP2}[kind]
+    pytest.importorskip("deepspeed")
+    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    # So small a model would not be sharded at all.
+    stage = {"stage": int(kind[-1]), "stage3_param_persistence_threshold": 0}
+    config = {**dict.fromkeys((*automatic, "gradient_clipping"), "auto"), "zero_optimization": stage, **settings}
+    path = place / f"{kind}{len(settings)}.json"
+    path.write_text(json.dumps(config))
+    how = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    return {**how, "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture(scope="module", params=["fsdp2", "zero1", "zero3"])
+def sharded(request, place) -> Path:
+    """Pre-training in shards on two processes, and once more from its checkpoint before the last."""
+    folder, environment = place / request.param, sharding(request.param, place)
+    options = ["--batch_size", 2, "--output_dir", folder, *SHARDED, *(["--ema", 0.5] if environment is FSDP2 else [])]
     for result in train_on(2, "pretrain.yaml", *options, cwd=place, environment=environment):
         result.check()
     shutil.copy(folder / "log.jsonl", folder / "first_log.jsonl")
@@ -146,8 +164,9 @@ def sharded(place) -> Path:
 
 
 def test_shards_train_as_one_process(place, sharded):
-    folder = place / "unsharded"
-    train("pretrain.yaml", "--output_dir", folder, *SHARDED, cwd=place).check()
+    folder = place / f"un{sharded.name}"
+    average = ["--ema", 0.5] if sharded.name == "fsdp2" else []
+    train("pretrain.yaml", "--output_dir", folder, *SHARDED, *average, cwd=place).check()
     assert_close(sharded, folder, 1e-5)
 
 
@@ -173,16 +192,85 @@ def test_a_sharded_run_goes_on_to_the_same_end(sharded):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_deepspeed_evaluates_and_accumulates_as_one_process(place):
+    alone, folder = place / "finetune_alone", place / "finetune_zero3"
+    train("finetune.yaml", "--output_dir", alone, cwd=place).check()
+    options = ["--batch_size", 1, "--gradient_accumulation_steps", 2, "--output_dir", folder]
+    environment = sharding("zero3", place)
+    for result in train_on(2, "finetune.yaml", *options, cwd=place, environment=environment):
+        result.check()
+    assert_close(folder, alone, 1e-5)
+    for result in train_on(2, "finetune.yaml", *options, "--eval_only", cwd=place, environment=environment):
+        result.check()
+    figures = [json.loads((where / "figures.json").read_text()) for where in (alone, folder, folder / "evaluation")]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_the_recipe_for_deepspeed_runs_as_two_machines(place, pretrained):
+    """Two launchers on this one, each with its process."""
+    pytest.importorskip("deepspeed")
+    folder, settings = place / "machines", ROOT / "recipes" / "multinode" / "accelerate-deepspeed.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", settings, "--num_processes", "2"]
+    launcher += ["--main_process_port", str(free_port())]
+    run = [SCRIPT, "pretrain.yaml", "--batch_size", "2", "--output_dir", folder]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    machines = [
+        subprocess.Popen([*launcher, "--machine_rank", rank, *run], env=environment, cwd=place) for rank in "01"
+    ]
+    assert [machine.wait(PATIENCE) for machine in machines] == [0, 0]
+    assert losses_of(folder) == pytest.approx(losses_of(pretrained), rel=0.02)
+
+
+def test_a_full_disk_ends_all_processes_of_deepspeed(place):
+    options = ["--batch_size", 2, "--output_dir", "full", "--save_every", 1]
+    environment = sharding("zero1", place)
+    results = train_on(2, "pretrain.yaml", *options, cwd=place, environment=environment, largest_file=200_000)
+    assert 0 not in [result.returncode for result in results]
+    assert any("error: cannot write checkpoint" in result.stderr for result in results)
+    assert not list((place / "full" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "options", "message"),
+    [
+        (
+            {"gradient_clipping": 1.0},
+            "no",
+            [],
+            "clip_grad of the recipe is 0.1, gradient_clipping in the configuration",
+        ),
+        ({"gradient_accumulation_steps": 2}, "no", [], "gradient_accumulation_steps of the recipe is 1, "),
+        ({}, "no", ["--ema", 0.5], "ema is not offered with DeepSpeed"),
+        ({}, "fp16", [], "mixed_precision is fp16, which CPUs do not have; it must be bf16 or no"),
+    ],
+)
+def test_what_does_not_go_with_deepspeed_is_said_first(place, settings, precision, options, message):
+    environment = sharding("zero2", place, **settings)
+    environment |= {"ACCELERATE_MIXED_PRECISION": precision}
+    (result,) = train_on(1, "pretrain.yaml", *options, "--output_dir", "no", cwd=place, environment=environment)
+    assert result.returncode == 1
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in error
+    assert not (place / "no").exists()
+
+
+def test_fp16_on_a_cpu_is_refused(place):
+    environment = {"ACCELERATE_MIXED_PRECISION": "fp16"}
+    (result,) = train_on(1, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: mixed_precision is fp16, which CPUs do not have")
+
+
 # --------------------------------------------------------------------------------------------------- what is not finite
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_diverging_run_stops_in_its_step(place, processes):
+@pytest.mark.parametrize(("processes", "kind"), [(1, "alone"), (2, "alone"), (2, "zero3")])
+def test_a_diverging_run_stops_in_its_step(place, processes, kind):
     """An absurd learning rate: the second step's weights overflow, and no checkpoint has them."""
-    folder = place / f"diverged_{processes}"
+    folder = place / f"diverged_{processes}_{kind}"
     options = ["--base_lr", 1e30, "--min_lr", 0, "--warmup_epochs", 0.5, "--clip_grad", 0, "--save_every", 0.5]
     options += ["--batch_size", 4 // processes, "--output_dir", folder, "--log_every", 100]
-    results = train_on(processes, "pretrain.yaml", *options, cwd=place)
+    results = train_on(processes, "pretrain.yaml", *options, cwd=place, environment=sharding(kind, place))
     assert [result.returncode for result in results] == [1] * processes, results
     errors = [line for result in results for line in result.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1, errors

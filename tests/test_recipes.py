@@ -20,7 +20,7 @@ from everest_hf.recipe import load_recipe, parse_command_line
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 FILES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
-ACCELERATE = {name: FILES.pop(name) for name in list(FILES) if name.endswith("accelerate")}
+ACCELERATE = {name: FILES.pop(name) for name in list(FILES) if "/accelerate" in name}
 DATA_SETS = {name: path for name, path in FILES.items() if not name.startswith("quickstart")}
 UNPUBLISHED = ("kinetics400", "ssv2", "ego4d_oscc", "multinode")
 # Processes that a recipe is meant for, clips of a step, epochs (method: recipes of the release; VideoMAE's).
@@ -72,7 +72,7 @@ def own_values(name: str) -> dict:
 
 def test_every_recipe_is_looked_at_here():
     assert DATA_SETS.keys() == MEANT_FOR.keys()
-    assert set(ACCELERATE) == {"gpu24gb/accelerate", "multinode/accelerate"}
+    assert set(ACCELERATE) == {"gpu24gb/accelerate", "multinode/accelerate", "multinode/accelerate-deepspeed"}
 
 
 @pytest.mark.parametrize("name", FILES)
