@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from commands import PATIENCE, ROOT, SCRIPT, free_port, train, train_on
+from commands import PATIENCE, ROOT, SCRIPT, free_port, log_of, train, train_on
 from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_config
 from transformers import AutoModelForPreTraining
@@ -334,6 +335,34 @@ def test_a_gradient_that_overflowed_in_fp16_is_the_scalers_business():
     end_step(watch, 1, [1.0], grad_norm=math.inf)
     with pytest.raises(NotFinite):
         end_step(watch, 2, [math.nan], grad_norm=math.inf)
+
+
+FIRST_SCALE = 2**23
+
+
+def run_in_fp16(place: Path, folder: Path) -> None:
+    command = [sys.executable, ROOT / "tests" / "scaled.py", str(FIRST_SCALE), "pretrain.yaml", "--output_dir", folder]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    command += ["--save_every", "0.5", "--keep_checkpoints", "9"]
+    subprocess.run(command, cwd=place, env=environment, check=True, timeout=PATIENCE)
+
+
+def test_fp16_leaves_out_what_overflowed_and_goes_on_with_its_scale(place):
+    """At such a scale the first steps overflow: each halves it and leaves the weights as they are."""
+    folder = place / "fp16"
+    run_in_fp16(place, folder)
+    lines, steps = log_of(folder), sorted((folder / "checkpoints").iterdir())
+    overflowed = [math.isinf(line["grad_norm"]) for line in lines if "loss" in line]
+    assert overflowed[:4] == [True, True, True, False]
+    scales = [FIRST_SCALE, *(torch.load(step / "state" / "scaler.pt")["scale"] for step in steps)]
+    assert [after < before for before, after in pairwise(scales)] == overflowed
+    weights = [load_file(step / "model.safetensors")["decoder.mask_token"] for step in steps]
+    assert [torch.equal(before, after) for before, after in pairwise(weights)] == overflowed[1:]
+    for step in steps[3:]:
+        shutil.rmtree(step)
+    run_in_fp16(place, folder)
+    assert log_of(folder) == lines
+    assert torch.equal(load_file(folder / "model" / "model.safetensors")["decoder.mask_token"], weights[-1])
 
 
 # ------------------------------------------------------------------------------------------- the draws of the selection
