@@ -61,7 +61,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     checkpoints = Checkpoints(folder, recipe, accelerator, total_batch, steps_per_epoch, average)
     step, total_steps = checkpoints.resume(), recipe.epochs * steps_per_epoch
     log.cut_after(step, finished=step == total_steps)
-    log.start_trackers(recipe)
+    log.start_trackers(recipe, step)
     accelerator.print(progress.describe(recipe, config, num_videos, val_rows, total_batch, total_steps))
     bar = progress.Bar(recipe, step, total_steps, accelerator)
     watch = Watch(accelerator, lambda indices: training.names_of(train_rows, indices))

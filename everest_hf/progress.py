@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from .recipe import Recipe
 logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
+# What trackers call the run.
+NAME = "tracked_as.txt"
 # Share of the time that a run may wait for its data before it is told what helps.
 TOLERATED_WAIT = 0.2
 
@@ -40,10 +43,20 @@ class RunLog:
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
 
-    def start_trackers(self, recipe: Recipe) -> None:
-        """Tell the trackers, if any, of the run and its recipe."""
+    def start_trackers(self, recipe: Recipe, step: int) -> None:
+        """Tell the trackers, if any, of the run and its recipe. A run that goes on after `step` keeps its name there."""
         values = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in vars(recipe).items()}
-        self.accelerator.init_trackers("everest", config=values)
+        name = self._name(step) if recipe.report_to != "none" and self.accelerator.is_main_process else None
+        again = {"name": name, "resume": "allow"}
+        options = {"trackio": again, "wandb": {**again, "id": name, "dir": recipe.output_dir}}
+        self.accelerator.init_trackers("everest", config=values, init_kwargs=options)
+
+    def _name(self, step: int) -> str:
+        """Return what trackers call the run: by its folder, and by a number, as another may follow it there."""
+        path = self.path.with_name(NAME)
+        if step == 0 or not path.exists():
+            path.write_text(f"{path.absolute().parent.name}-{secrets.token_hex(4)}")
+        return path.read_text()
 
     def close(self) -> None:
         """Let the trackers write what they still have."""

@@ -45,7 +45,7 @@ from .modeling_everest import (
 )
 from .optim import MovingAverage, cosine_schedule, parameter_groups
 from .parallel import num_cores
-from .progress import LOG, check_tracker
+from .progress import LOG, NAME, check_tracker
 from .ranks import end_together, main_first
 from .recipe import Recipe, load_recipe
 from .report import REPORT
@@ -591,7 +591,7 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
 def _remove_run(folder: Path) -> None:
     for name in ("checkpoints", "model", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", LOG, BAD_VIDEOS, *REPORT):
+    for name in ("recipe.yaml", LOG, NAME, BAD_VIDEOS, *REPORT):
         (folder / name).unlink(missing_ok=True)
 
 
