@@ -4,7 +4,8 @@
     python app.py                      the newest finished run below ./runs
     python app.py --model PATH_OR_ID   a checkpoint folder or a name on the Hub
 
-As a Space: this file, a requirements.txt that names the package with its extra `demo`, and the variable EVEREST_MODEL.
+As a Space: this file, a requirements.txt that names the package with its extra `demo`, the variable EVEREST_MODEL,
+and a folder `examples` of videos to choose from; without it, those of the quickstart are offered.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from everest_hf.cli import (
     top_labels,
 )
 from everest_hf.cost import clip_cost
+from everest_hf.data import VIDEO_SUFFIXES
+from everest_hf.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
 
 LARGEST_FILE = 200 * 2**20  # bytes
 SHOWN_LABELS = 5
@@ -119,8 +122,17 @@ def _table(sparse: dict, dense: dict) -> str:
     return "\n".join([*lines, "", f"**{speed:.1f} × as fast as dense**, measured on this clip."])
 
 
-def build_page(demo: Demo, examples: list[str]) -> gr.Blocks:
-    """Return the page."""
+def example_videos(folder: Path) -> dict[str, str]:
+    """Return the videos to choose from, by name: those of a folder; where it is not there, the quickstart's kind."""
+    if folder.is_dir():
+        return {path.name: str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}
+    spec = MotionVideos(num_train=1, num_val=len(DIRECTIONS))
+    made = write_motion_videos(Path(tempfile.mkdtemp(prefix="everest-")) / "motion", spec)
+    return {path.parent.name: str(path) for path in sorted(made.glob("val/*/*.mp4"))}
+
+
+def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
+    """Return the page; examples: paths of videos by name."""
     ratio = demo.model.config.keep_ratio
     with gr.Blocks(title="EVEREST") as page:
         gr.Markdown(
@@ -132,7 +144,7 @@ def build_page(demo: Demo, examples: list[str]) -> gr.Blocks:
                 keep_ratio = gr.Slider(0.05, 1.0, value=ratio, step=0.05, label="Keep ratio")
                 button = gr.Button("Classify", variant="primary")
                 if examples:
-                    gr.Examples([[path] for path in examples], inputs=[video])
+                    gr.Examples([[path] for path in examples.values()], [video], example_labels=list(examples))
             with gr.Column():
                 with gr.Row():
                     sparse = gr.Label(label="With the kept tokens", num_top_classes=SHOWN_LABELS)
@@ -150,12 +162,11 @@ def build_page(demo: Demo, examples: list[str]) -> gr.Blocks:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Try a video classifier in the browser.")
     parser.add_argument("--model", default=os.environ.get("EVEREST_MODEL"), help="checkpoint folder or Hub id")
-    parser.add_argument("--examples", default="examples", help="folder of videos to choose from [examples]")
+    parser.add_argument("--examples", type=Path, help="folder of videos to choose from [examples, beside this file]")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
-    folder = Path(args.examples)
-    examples = sorted(str(path) for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     demo = Demo(args.model or newest_run(CLASSIFICATION))
+    examples = example_videos(args.examples or Path(__file__).with_name("examples"))
     build_page(demo, examples).launch(server_port=args.port)
 
 

@@ -15,6 +15,8 @@ from tiny import tiny_config
 from videos import write_clip
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor
+from everest_hf.synthetic import DIRECTIONS
+from everest_hf.video import probe
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
@@ -33,6 +35,7 @@ def folder(tmp_path_factory):
     EverestVideoProcessor.from_config(config, frame_step=1).save_pretrained(folder / "model")
     write_clip(folder / "upload.mp4", num_frames=20)
     write_clip(folder / "examples" / "moving.mp4", num_frames=20, seed=1)
+    (folder / "examples" / "README.md").write_text("where they come from")
     (folder / "text.mp4").write_text("this is not a video\n" * 20)
     return folder
 
@@ -43,7 +46,7 @@ def address(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "app.py"), "--model", "model", "--port", str(port)]
+    command = [sys.executable, str(ROOT / "app.py"), "--model", "model", "--examples", "examples", "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "*"}
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -114,10 +117,20 @@ def test_upload_classify_and_move_the_slider(page, folder):
 
 
 def test_an_example_can_be_chosen(page):
-    page.get_by_text("moving.mp4").or_(page.locator(".gallery-item, .gallery button")).first.click()
+    page.get_by_text("moving.mp4").first.click()
     page.locator("video").first.wait_for()
     page.get_by_role("button", name="Classify").click()
     page.get_by_text("as fast as dense").wait_for()
+
+
+def test_examples_are_videos_and_there_are_some_without_a_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    assert app.example_videos(folder / "examples") == {"moving.mp4": str(folder / "examples" / "moving.mp4")}
+    offered = app.example_videos(tmp_path / "nowhere")
+    assert sorted(offered) == sorted(DIRECTIONS)
+    assert all(probe(path).num_frames == 12 for path in offered.values())
 
 
 def test_a_file_that_is_no_video_gets_a_message(page, folder):
