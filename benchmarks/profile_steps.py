@@ -10,7 +10,7 @@ it calls: on a CPU the processor's, on a GPU the device's. An operator is put in
 fits; a compiled kernel has the names of what is fused in it. Products of batches and softmax are attention's: nothing
 else in these models uses them. The profiler itself slows a step of many small operators down; the seconds are of steps
 without it. Prints a Markdown table, and writes it with the twenty longest operators of each step to a JSON file. The
-defaults take about a minute on two idle cores.
+defaults take about three minutes on two idle cores.
 """
 
 import argparse

@@ -33,6 +33,8 @@ TASKS = ("pretraining", "finetuning", "inference")
 MODELS = ("everest", "videomae")
 NUM_LABELS = 101
 VIDEOMAE_MASK_RATIO = 0.9
+# Graphs that one compiled model may have.
+MOST_GRAPHS = 64
 # Clips of each real video, spread evenly from its start to its end.
 PLACES = 4
 
@@ -184,6 +186,9 @@ class Step:
 
     def __init__(self, case: Case):
         torch.manual_seed(0)
+        # Each keep ratio has a graph of its own; past a limit further ones would run uncompiled without a word.
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.case = case
         self.model, self.inputs = build_model(case), build_inputs(case)
         self.forward = torch.compile(self.model, dynamic=False) if case.compile else self.model
