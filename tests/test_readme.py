@@ -1,17 +1,28 @@
-"""Every command of the README is one that the programs take, and names files that are there."""
+"""What README, card and contribution guide show is what there is: commands, files, and programs, which are run."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from tiny import tiny_config
+from videos import write_clip
 
+from everest_hf import EverestForVideoClassification, EverestVideoProcessor
 from everest_hf.cli import build_parser
 from everest_hf.recipe import load_recipe, parse_command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks_of(name: str) -> list[tuple[str, str]]:
+    """The blocks of code of a file, each with its language."""
+    return re.findall(r"```(\w+)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+BLOCKS = blocks_of("README.md")
+PYTHON = [text for kind, text in BLOCKS + blocks_of("model_card.md") if kind == "python"]
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 
 
@@ -41,9 +52,37 @@ def test_commands_of_everest_hf(arguments):
     assert callable(build_parser().parse_args(arguments).command)
 
 
-@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
-def test_python_is_python(text):
-    compile(text, "README.md", "exec")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model and videos where those of the quickstart are."""
+    folder = tmp_path_factory.mktemp("readme")
+    config, saved = tiny_config(), folder / "runs/quickstart/finetune/model"
+    EverestForVideoClassification(config).save_pretrained(saved)
+    EverestVideoProcessor.from_config(config, frame_step=1).save_pretrained(saved)
+    for i, name in enumerate(("left/1", "left/2", "right/3", "right/4")):
+        write_clip(folder / f"data/motion/train/{name}.mp4", num_frames=6, seed=i)
+    write_clip(folder / "data/motion/val/left/00004.mp4")
+    write_clip(folder / "clip.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_python_runs(text, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(compile(text, "README.md", "exec"), {})
+
+
+def test_the_checks_of_contributors_are_those_of_ci():
+    commands = [
+        command
+        for kind, text in blocks_of("CONTRIBUTING.md")
+        for line in text.splitlines()
+        for command in line.split("#")[0].strip().split(" && ")
+    ]
+    run = (ROOT / ".ci" / "run").read_text().replace("pip install -q", "pip install").splitlines()
+    assert commands[:2] == ["python -m venv env", "source env/bin/activate"]
+    assert len(commands) >= 7
+    assert set(commands[2:]) <= set(run)
 
 
 def test_files_that_are_named_are_there():
