@@ -1,7 +1,8 @@
-"""A Hub on this machine: the part of its HTTP interface by which models are pushed and loaded, with real clients.
+"""A Hub on this machine: the part of its HTTP interface by which models and data sets are pushed and loaded, with real
+clients.
 
-Repositories of models with commits and branches, private ones, tokens of several users, Git LFS for weights, and an
-upload that breaks. All is kept in memory.
+Repositories with commits and branches, private ones, tokens of several users, Git LFS for large files, reading of parts
+of a file, and an upload that breaks. All is kept in memory.
 """
 
 import base64
@@ -12,13 +13,16 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-LARGE = (".safetensors", ".bin")
-REPO = r"(?P<repo>[^/]+/[^/]+)"
+LARGE = (".safetensors", ".bin", ".parquet", ".mp4")
+# A data set's name has this before it, as in its address.
+REPO = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"
+API = f"/api/(models/)?{REPO}"
 
 
 class Refused(Exception):
@@ -58,7 +62,7 @@ class Repo:
 class LocalHub:
     """The server and what it holds.
 
-    tokens: user by token. repos: `Repo` by "user/name". requests: "METHOD path" of all that came.
+    tokens: user by token. repos: `Repo` by "user/name", or "datasets/user/name". requests: "METHOD path" of all that came.
     uploads: called with each large file before it is stored; it may raise `Refused`, or cut the connection by
     returning False.
     """
@@ -122,7 +126,7 @@ class LocalHub:
             raise Refused(401, "Unauthorized", "Invalid username or password.")
         if user != owner:
             raise Refused(403, "Forbidden", f"you do not have the right to create a model under {owner}")
-        name = f"{owner}/{asked['name']}"
+        name = f"{'datasets/' if asked.get('type') == 'dataset' else ''}{owner}/{asked['name']}"
         answer = {"url": f"{self.url}/{name}", "name": name, "id": name}
         if name in self.repos:
             return 409, answer
@@ -135,7 +139,8 @@ class LocalHub:
         found = self.repo(repo, user)
         sha = found.resolve(revision)
         siblings = [{"rfilename": name} for name in found.commits[sha]]
-        return {"_id": repo, "id": repo, "sha": sha, "private": found.private, "tags": [], "siblings": siblings}
+        name = repo.removeprefix("datasets/")
+        return {"_id": name, "id": name, "sha": sha, "private": found.private, "tags": [], "siblings": siblings}
 
     def refs(self, user, query, body, repo):
         branches = self.repo(repo, user).branches.items()
@@ -149,17 +154,19 @@ class LocalHub:
         found.branches[revision] = found.resolve(json.loads(body or b"{}").get("startingPoint", "main"))
         return {}
 
-    def tree(self, user, query, body, repo, revision, folder=None):
-        files = self.repo(repo, user).files(revision)
-        within = {name: content for name, content in files.items() if name.startswith(f"{folder}/" if folder else "")}
-        if folder and not within:
+    def tree(self, user, query, body, repo, revision, folder=""):
+        entries = _entries(self.repo(repo, user).files(revision))
+        if folder and not any(entry["path"] == folder for entry in entries):
             raise Refused(404, "EntryNotFound", f"{folder} does not exist")
-        return [_entry(name, content) for name, content in sorted(within.items())]
+        within = [entry for entry in entries if entry["path"].startswith(f"{folder}/" if folder else "")]
+        if query.get("recursive") in (["true"], ["True"]):
+            return within
+        return [entry for entry in within if entry["path"].rpartition("/")[0] == folder]
 
     def paths(self, user, query, body, repo, revision):
-        files = self.repo(repo, user).files(revision)
+        entries = _entries(self.repo(repo, user).files(revision))
         asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
-        return [_entry(name, files[name]) for name in asked if name in files]
+        return [entry for entry in entries if entry["path"] in asked]
 
     def preupload(self, user, query, body, repo, revision):
         self.repo(repo, user, write=True).resolve(revision)
@@ -212,13 +219,13 @@ ROUTES = [
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/validate-yaml", "validate"),
         ("POST", "/api/repos/create", "create"),
-        ("GET", f"/api/models/{REPO}(/revision/(?P<revision>.+))?", "info"),
-        ("GET", f"/api/models/{REPO}/refs", "refs"),
-        ("POST", f"/api/models/{REPO}/branch/(?P<revision>.+)", "branch"),
-        ("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-        ("POST", f"/api/models/{REPO}/paths-info/(?P<revision>.+)", "paths"),
-        ("POST", f"/api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
-        ("POST", f"/api/models/{REPO}/commit/(?P<revision>.+)", "commit"),
+        ("GET", f"{API}(/revision/(?P<revision>.+))?", "info"),
+        ("GET", f"{API}/refs", "refs"),
+        ("POST", f"{API}/branch/(?P<revision>.+)", "branch"),
+        ("GET", f"{API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", f"{API}/paths-info/(?P<revision>.+)", "paths"),
+        ("POST", f"{API}/preupload/(?P<revision>.+)", "preupload"),
+        ("POST", f"{API}/commit/(?P<revision>.+)", "commit"),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "batch"),
         ("PUT", "/large/(?P<oid>[0-9a-f]{64})", "store"),
         ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", "download"),
@@ -248,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if isinstance(answer, tuple) and isinstance(answer[0], bytes):
-            return self._send(200, *answer)
+            return self._send_part(*answer)
         status, content = answer if isinstance(answer, tuple) else (200, answer)
         return self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
@@ -278,6 +285,15 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
+    def _send_part(self, content: bytes, headers: dict[str, str]) -> None:
+        """Send a file, or the bytes of it that are asked for."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            return self._send(200, content, headers)
+        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        place = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+        return self._send(206, content[first : last + 1], {**headers, **place})
+
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -297,6 +313,13 @@ def _identity(name: str, content: bytes) -> str:
     if name.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _entries(files: dict[str, bytes]) -> list[dict]:
+    """What a listing has of files and their folders."""
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents[:-1]}
+    of_folders = [{"type": "directory", "path": name, "oid": _identity(name, b""), "size": 0} for name in folders]
+    return sorted(of_folders + [_entry(*file) for file in files.items()], key=lambda entry: entry["path"])
 
 
 def _entry(name: str, content: bytes) -> dict:
