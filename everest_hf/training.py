@@ -77,8 +77,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """Return the Accelerator of a run, which writes to the recipe's tracker.
 
     Raises:
-        ValueError: tracker or decoder are not installed, or the recipe asks for what DeepSpeed does not offer.
+        ValueError: tracker or decoder are not installed, the processes have no devices, or the recipe asks for what
+            CPUs or DeepSpeed do not offer.
     """
+    _check_processes()
     main_first(PartialState(), check_tracker, recipe.report_to)
     main_first(PartialState(), usable_backend, recipe.video_backend)
     accelerator = Accelerator(
@@ -94,6 +96,15 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         _prepare_deepspeed(recipe, accelerator)
     _use_all_cores(accelerator)
     return accelerator
+
+
+def _check_processes() -> None:
+    """Raise a ValueError where Accelerate found nothing to run the launcher's processes on: each would run alone."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > PartialState().num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, and there is no GPU for them; on CPUs set ACCELERATE_USE_CPU=true"
+        )
 
 
 def _prepare_sharding(accelerator: Accelerator) -> None:

@@ -255,6 +255,15 @@ def test_what_does_not_go_with_deepspeed_is_said_first(place, settings, precisio
     assert not (place / "no").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its processes would run on the GPU")
+def test_processes_without_devices_do_not_run_each_alone(place):
+    environment = {"ACCELERATE_USE_CPU": "false"}
+    for result in train_on(2, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment):
+        assert result.returncode == 1
+        error = result.stderr.splitlines()[-1]
+        assert error.startswith("error: 2 processes were launched, and there is no GPU for them; on CPUs set")
+
+
 def test_fp16_on_a_cpu_is_refused(place):
     environment = {"ACCELERATE_MIXED_PRECISION": "fp16"}
     (result,) = train_on(1, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment)
