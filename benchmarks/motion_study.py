@@ -517,7 +517,7 @@ def _percent(figures: dict) -> str:
 
 def draw(found: dict, path: Path) -> None:
     """Draw the three questions, and the tokens by condition."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9.5), layout="constrained")
     arms = {(arm["question"], arm["arm"]): arm for arm in found["arms"]}
     _draw_tokens(axes[0, 0], arms)
     _draw_curves(axes[0, 1], arms)
@@ -527,7 +527,7 @@ def draw(found: dict, path: Path) -> None:
         axis.set_ylim(0, 100)
         axis.set_ylabel("top-1 %")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     write_whole(path, lambda aside: figure.savefig(aside, dpi=110))
     plt.close(figure)
 
