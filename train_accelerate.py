@@ -168,6 +168,7 @@ def main() -> None:
         else:
             recipe = main_first(state, load_recipe, path, options)
             (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
+        state.destroy_process_group()  # whose threads must not outlive the interpreter
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
