@@ -422,9 +422,7 @@ def main() -> None:
     facts = measure.facts_of_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         results = run(Path(folder), args)
-    measure.write_json(args.out, {**facts, "settings": measure.settings_of(args), "results": results})
-    print(tables(results))
-    print(f"\n{facts['hardware']}\nwritten to {args.out}")
+    measure.report(args, facts, results, tables(results))
 
 
 if __name__ == "__main__":

@@ -245,3 +245,10 @@ def write_json(path: Path, content: dict) -> None:
     """Write a result file whole, with its folder."""
     text = json.dumps(content, indent=2) + "\n"
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def report(args: argparse.Namespace, facts: dict, results, table: str) -> None:
+    """Write the results of a run to --out, with its facts and options, and print their table."""
+    write_json(args.out, {**facts, "settings": settings_of(args), "results": results})
+    print(table)
+    print(f"\n{facts['hardware']}\nwritten to {args.out}")

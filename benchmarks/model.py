@@ -156,9 +156,7 @@ def main() -> None:
     args = arguments()
     facts = measure.facts_of_run(args.device)
     results = run(args)
-    measure.write_json(args.out, {**facts, "settings": measure.settings_of(args), "results": results})
-    print(table(results))
-    print(f"\n{facts['hardware']}\nwritten to {args.out}")
+    measure.report(args, facts, results, table(results))
 
 
 if __name__ == "__main__":

@@ -255,6 +255,10 @@ def tube_mask(batch: int, config: EverestConfig) -> torch.Tensor:
     return masked.repeat(1, slots)
 
 
+def classification_loss(model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model(pixels, labels=labels).loss
+
+
 def labels_of(ids: torch.Tensor) -> torch.Tensor:
     return torch.tensor([label_of(i) for i in ids.tolist()])
 
@@ -306,14 +310,11 @@ def finetune(bench: Bench, run: Finetuning) -> dict:
     else:
         model = EverestForVideoClassification(config).to(bench.device)
 
-    def loss_of(model, pixels, labels):
-        return model(pixels, labels=labels).loss
-
     def on_point(step: int, loss: float) -> None:
         accuracy = statistics.fmean(evaluate(bench, model, run.clips, "val").values())
         curve.append((step, loss, accuracy))
 
-    train(bench, model, run.steps, bench.size.finetuning_lr, (0.9, 0.999), run.clips, loss_of, on_point)
+    train(bench, model, run.steps, bench.size.finetuning_lr, (0.9, 0.999), run.clips, classification_loss, on_point)
     record = {"curve": curve, "test": evaluate(bench, model, run.clips, "test")}
     if run.sweep:
         record["inference"] = {
@@ -355,14 +356,10 @@ def time_steps(bench: Bench) -> Seconds:
         fields = {"token_selection": selection, "keep_ratio": ratio, "frame_oversampling": factor}
         model = EverestForVideoClassification(bench.config(**fields)).to(bench.device)
         kind = "clips" if factor == 1 else "long_clips"
-        loss_of = partial(_classification_loss, model)
+        loss_of = partial(classification_loss, model)
         steps[finetuning_kind(selection, ratio, factor)] = _step(bench, model, kind, loss_of)
     seconds = measure.interleave(steps, ROUNDS_OF_TIMING, bench.device)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _classification_loss(model, pixels, labels) -> torch.Tensor:
-    return model(pixels, labels=labels).loss
 
 
 def _step(bench: Bench, model, kind: str, loss_of):
@@ -435,11 +432,12 @@ def study(size: Size, seeds: int, executor, work: Path) -> dict:
         write_whole(times, lambda aside: aside.write_text(json.dumps(seconds, indent=2)))
     seconds = json.loads(times.read_text())
     plans = [plan(size, seconds, seed) for seed in range(seeds)]
-    runs = list(dict.fromkeys(run for arms in plans for run in arms.values()))
+    runs = dict.fromkeys(run for arms in plans for run in arms.values())
     firsts = list(dict.fromkeys(run.pretraining for run in runs if run.pretraining))
     losses = do_all(executor, do_run, [(run,) for run in firsts], "pre-training")
-    records = do_all(executor, do_run, [(run,) for run in sorted(runs, key=lambda run: -run.steps)], "fine-tuning")
-    found = dict(zip(sorted(runs, key=lambda run: -run.steps), records, strict=True))
+    longest_first = sorted(runs, key=lambda run: -run.steps)  # so that no process ends long after the others
+    records = do_all(executor, do_run, [(run,) for run in longest_first], "fine-tuning")
+    found = dict(zip(longest_first, records, strict=True))
     arms = [
         {
             "question": question,

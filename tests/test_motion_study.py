@@ -36,7 +36,7 @@ def test_a_class_is_a_direction_and_a_speed(label):
 
 def test_a_single_frame_does_not_tell_the_class(monkeypatch):
     split = Split(MotionClips(), "train")
-    right, left = split.draw(0), None
+    right = split.draw(0)
     monkeypatch.setattr(motion_clips, "label_of", lambda index: DIRECTIONS // 2)
     left = split.draw(0)
     assert np.array_equal(right[0], left[0])
