@@ -1,6 +1,7 @@
 """Settings of the whole test run, made before anything that reads them is imported."""
 
 import os
+import signal
 
 # Nothing may come from a network, and the commands that the tests start share the cores with the tests.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,3 +10,5 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 torch.set_num_threads(1)
+# A shell's background jobs are started deaf to Ctrl-C, and so would be the commands that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
