@@ -10,6 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import motion_clips
+import motion_report
+import motion_runs
 import motion_study
 from motion_clips import CLASSES, CONDITIONS, DIRECTIONS, SPEEDS, MotionClips, Split
 
@@ -61,15 +63,15 @@ def test_splits_share_neither_backgrounds_nor_sprites():
 
 
 def test_arms_of_equal_time_take_it():
-    size = motion_study.SIZES["cpu"]
-    kinds = [motion_study.pretraining_kind(t) for t in motion_study.TARGETS if t]
-    kinds += [motion_study.finetuning_kind(s, r, 1.0) for s in motion_study.SELECTIONS for r in motion_study.RATIOS]
+    size = motion_runs.SIZES["cpu"]
+    kinds = [motion_runs.pretraining_kind(t) for t in motion_runs.TARGETS if t]
+    kinds += [motion_runs.finetuning_kind(s, r, 1.0) for s in motion_runs.SELECTIONS for r in motion_runs.RATIOS]
     seconds = {kind: 0.01 * (i + 1) for i, kind in enumerate(kinds)}
-    arms = motion_study.plan(size, seconds, seed=0)
-    wanted = size.finetuning_steps * seconds[motion_study.finetuning_kind("motion", 0.6, 1.0)]
-    for name in ("motion 1", "motion 0.3", "random 0.1"):
+    arms = motion_study.plan(size, seconds, seed=0, questions=["tokens", "initialisation"])
+    wanted = size.finetuning_steps * seconds[motion_runs.finetuning_kind("motion", 0.6, 1.0)]
+    for name in ("motion 1", "motion 0.3", "random 0.3"):
         run = arms["tokens", f"{name}, equal time"]
-        step = seconds[motion_study.finetuning_kind(run.selection, run.keep_ratio, 1.0)]
+        step = seconds[motion_runs.finetuning_kind(run.selection, run.keep_ratio, 1.0)]
         assert run.steps * step == pytest.approx(wanted, abs=step)
     # One run where two questions ask for the same.
     assert arms["tokens", "motion 0.6"] == arms["initialisation", "EVEREST"]
@@ -77,16 +79,16 @@ def test_arms_of_equal_time_take_it():
 
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
     threads = torch.get_num_threads()
-    size = motion_study.SIZES["smoke"]
+    size = motion_runs.SIZES["smoke"]
     motion_study.start_process(size, tmp_path, torch.device("cpu"), threads)
     with ThreadPoolExecutor(1) as executor:
-        found = motion_study.study(size, 1, executor, tmp_path)
+        found = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor, tmp_path)
         times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-        again = motion_study.study(size, 1, executor, tmp_path)
+        again = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor, tmp_path)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert len(found["arms"]) == 24
+    assert len(found["arms"]) == 26
     assert all(0 <= arm["top1"]["all"]["mean"] <= 100 for arm in found["arms"])
-    assert "| motion 0.3, equal time |" in motion_study.tables(found)
-    motion_study.draw(found, tmp_path / "study.png")
+    assert "| motion 0.3, equal time |" in motion_report.tables(found)
+    motion_report.draw(found, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
