@@ -21,6 +21,7 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from everest_hf import progress, quickstart, training
+from everest_hf.accelerator import build_accelerator
 from everest_hf.card import RunFacts, hardware_of, write_card
 from everest_hf.checkpoints import Checkpoints, save_final_model
 from everest_hf.data import BadVideos
@@ -35,7 +36,7 @@ from everest_hf.watch import STOPPED, Watch
 
 def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
-    accelerator = training.build_accelerator(recipe)
+    accelerator = build_accelerator(recipe)
     folder = main_first(accelerator, training.prepare_output, recipe, accelerator)
     log = progress.RunLog(folder / progress.LOG, accelerator)
 
@@ -136,7 +137,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
 def evaluate(recipe: Recipe) -> dict[str, float]:
     """Evaluate a trained model as at the end of its training; the files go into a folder of their own."""
-    accelerator = training.build_accelerator(recipe)
+    accelerator = build_accelerator(recipe)
     folder = Path(recipe.output_dir) / "evaluation"
     model = main_first(accelerator, training.load_trained, recipe)
     rows = main_first(accelerator, training.load_held_out, recipe, model.config)

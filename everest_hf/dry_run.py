@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from . import progress, training
+from .accelerator import build_accelerator
 from .configuration_everest import EverestConfig
 from .cost import clip_cost, count_parameters, training_memory
 from .ranks import main_first
@@ -24,7 +25,7 @@ def dry_run(recipe: Recipe) -> None:
     Raises:
         ValueError, OSError: what would stop the run before its first step.
     """
-    accelerator = training.build_accelerator(recipe)
+    accelerator = build_accelerator(recipe)
     accelerator.print(main_first(accelerator, describe, recipe, accelerator))
 
 

@@ -1,4 +1,4 @@
-"""What the loop in train_accelerate.py is made of: processes, data, model, optimizer, output."""
+"""What the loop in train_accelerate.py is made of: data, model, optimizer, output."""
 
 import logging
 import os
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers.integrations import unset_hf_deepspeed_config
 
 from . import transforms
 from .configuration_everest import EverestConfig
@@ -40,16 +39,13 @@ from .evaluation import problem_type_of, share_of_batches
 from .modeling_everest import (
     EverestForPreTraining,
     EverestForVideoClassification,
-    EverestLayer,
     EverestPreTrainedModel,
 )
 from .optim import MovingAverage, cosine_schedule, parameter_groups
-from .parallel import num_cores
-from .progress import LOG, NAME, check_tracker
-from .ranks import end_together, main_first
+from .progress import LOG, NAME
+from .ranks import end_together
 from .recipe import Recipe, load_recipe
 from .report import REPORT
-from .video import usable_backend
 from .video_processing_everest import EverestVideoProcessor
 from .visualize import draw_curves, draw_kept_tokens, take_slots
 
@@ -68,123 +64,6 @@ HEAD = 8
 REFERENCE_BATCH = 256
 # The constants of SplitMix64, as signed numbers.
 _GOLDEN, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-# ------------------------------------------------------------------------------------------------------ processes
-
-
-def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Return the Accelerator of a run, which writes to the recipe's tracker.
-
-    Raises:
-        ValueError: tracker or decoder are not installed, the processes have no devices, or the recipe asks for what
-            CPUs or DeepSpeed do not offer.
-    """
-    _check_processes()
-    main_first(PartialState(), check_tracker, recipe.report_to)
-    main_first(PartialState(), usable_backend, recipe.video_backend)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        log_with=None if recipe.report_to == "none" else recipe.report_to,
-        project_dir=recipe.output_dir,
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        end_together(ValueError("mixed_precision is fp16, which CPUs do not have; it must be bf16 or no"))
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        _prepare_sharding(accelerator)
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        _prepare_deepspeed(recipe, accelerator)
-    _use_all_cores(accelerator)
-    return accelerator
-
-
-def _check_processes() -> None:
-    """Raise a ValueError where Accelerate found nothing to run the launcher's processes on: each would run alone."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > PartialState().num_processes:
-        raise ValueError(
-            f"{launched} processes were launched, and there is no GPU for them; on CPUs set ACCELERATE_USE_CPU=true"
-        )
-
-
-def _prepare_sharding(accelerator: Accelerator) -> None:
-    """Shard layer by layer where the configuration names no classes, on CPUs too, and let all processes load."""
-    if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate's FSDP2 works on CPUs, but it starts it on accelerators alone.
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        _set_distributed_type(accelerator, DistributedType.FSDP)
-    plugin = accelerator.state.fsdp_plugin
-    # All processes load the model: left to the first alone, a head that is new would stay without values on the others.
-    plugin.cpu_ram_efficient_loading = False
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # where Transformers looks it up
-    if plugin.transformer_cls_names_to_wrap is None:
-        # Not the embeddings, the model's other unit: Accelerate shards their projection on its own, and twice fails.
-        plugin.transformer_cls_names_to_wrap = [EverestLayer.__name__]
-
-
-def _set_distributed_type(accelerator: Accelerator, distributed_type: DistributedType) -> None:
-    for state in (PartialState(), accelerator.state):
-        state.distributed_type = distributed_type
-
-
-def _prepare_deepspeed(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Let DeepSpeed train by the recipe, on CPUs too, in the precision of other runs, and give the whole model back."""
-    if accelerator.distributed_type == DistributedType.MULTI_CPU:  # as with FSDP2
-        accelerator.state.deepspeed_plugins = DeepSpeedPlugin()
-        accelerator.state.deepspeed_plugins.set_mixed_precision(accelerator.mixed_precision)
-        accelerator.state.deepspeed_plugins.select(_from_accelerator_state=True)
-        _set_distributed_type(accelerator, DistributedType.DEEPSPEED)
-    # Transformers would now make and load models in shards: `parameter_groups` could not read them, and the main
-    # process could load none alone.
-    unset_hf_deepspeed_config()
-    if accelerator.mixed_precision == "fp16":
-        end_together(ValueError("mixed_precision is fp16, which is not offered with DeepSpeed; it must be bf16 or no"))
-    if recipe.ema:
-        end_together(ValueError("ema is not offered with DeepSpeed, which keeps the weights to itself; FSDP2 has it"))
-    plugin = accelerator.deepspeed_plugin
-    plugin.zero3_init_flag = plugin.zero_stage == 3  # else Accelerate would gather no shards
-    config = plugin.deepspeed_config
-    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
-    _take_over(config, "gradient_accumulation_steps", recipe, "gradient_accumulation_steps")
-    _take_over(config, "gradient_clipping", recipe, "clip_grad")
-    if accelerator.mixed_precision == "bf16":
-        # For a model without DeepSpeed's engine, that of eval_only, which Accelerate casts to PyTorch's default.
-        accelerator.native_amp = True
-        torch.set_autocast_dtype(accelerator.device.type, torch.bfloat16)
-        if not (recipe.eval_only or recipe.dry_run):
-            # Its own bf16 would round weights and position tables, and with them the result.
-            config["bf16"]["enabled"] = False
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-
-
-def _take_over(config: dict, name: str, recipe: Recipe, option: str) -> None:
-    """Put a value of the recipe into the configuration of DeepSpeed, which must not name another."""
-    value = getattr(recipe, option)
-    if config.get(name, "auto") not in ("auto", value):
-        end_together(
-            ValueError(
-                f"{option} of the recipe is {value}, {name} in the configuration of DeepSpeed {config[name]}; leave it "
-                'out there, or in a file of DeepSpeed\'s own make it "auto"'
-            )
-        )
-    config[name] = value
-
-
-def _use_all_cores(accelerator: Accelerator) -> None:
-    """Give the processes of a CPU run all cores where `accelerate launch` left each one thread, unasked."""
-    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and not _threads_were_chosen():
-        torch.set_num_threads(max(1, num_cores() // accelerator.num_processes))
-
-
-def _threads_were_chosen() -> bool:
-    """Say whether OMP_NUM_THREADS is the user's: the launcher has it, or there is no launcher."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which the launcher always sets
-        return True
-    try:
-        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # that of the launcher, as it was started
-    except OSError:  # not Linux
-        return False
-    return any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environment.split(b"\0"))
 
 
 # ---------------------------------------------------------------------------------------------------------- data

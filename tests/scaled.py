@@ -8,11 +8,10 @@ import sys
 import torch
 
 import train_accelerate
-from everest_hf import training
 
 
 def main(scale: str, *arguments: str) -> None:
-    build = training.build_accelerator
+    build = train_accelerate.build_accelerator
 
     def build_scaled(recipe):
         accelerator = build(recipe)
@@ -20,7 +19,7 @@ def main(scale: str, *arguments: str) -> None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float(scale), growth_interval=2)
         return accelerator
 
-    training.build_accelerator = build_scaled
+    train_accelerate.build_accelerator = build_scaled
     sys.argv = ["train_accelerate.py", *arguments]
     train_accelerate.main()
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForVideoClassification
 from videos import moving_frames, write_video
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, training
+from everest_hf.accelerator import build_accelerator
 from everest_hf.data import load_videos
 from everest_hf.recipe import load_recipe
 
@@ -135,7 +136,7 @@ def test_the_optimizer_has_the_head_alone(place, head):
 
 def test_training_mode_leaves_the_encoder_in_evaluation(place):
     model, recipe = model_of(place)
-    prepared = training.build_accelerator(recipe).prepare_model(model)
+    prepared = build_accelerator(recipe).prepare_model(model)
     assert isinstance(Accelerator().unwrap_model(prepared), EverestForVideoClassification)
     prepared.train()
     assert not any(module.training for module in model.everest.modules())

@@ -150,8 +150,8 @@ def test_threads_are_the_users_where_he_chose(tmp_path):
     """Accelerate's launcher sets OMP_NUM_THREADS=1 unasked; the same value set by the user stays."""
     program = tmp_path / "count.py"
     program.write_text(
-        "import torch\nfrom everest_hf import training\nfrom everest_hf.recipe import load_recipe\n"
-        "training.build_accelerator(load_recipe(None, {'train': 'videos'}))\nprint(torch.get_num_threads())\n"
+        "import torch\nfrom everest_hf.accelerator import build_accelerator\nfrom everest_hf.recipe import load_recipe\n"
+        "build_accelerator(load_recipe(None, {'train': 'videos'}))\nprint(torch.get_num_threads())\n"
     )
     unasked = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     unasked |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}

@@ -36,11 +36,11 @@ from videos import (
 )
 
 from everest_hf import decoders
+from everest_hf.accelerator import build_accelerator
 from everest_hf.data import VideoClips, VideoViews, load_videos
 from everest_hf.deadline import Overdue, call_within
 from everest_hf.parallel import run_in_processes
 from everest_hf.recipe import Recipe
-from everest_hf.training import build_accelerator
 from everest_hf.transforms import evaluation_crops, finetuning_transform, pretraining_transform
 from everest_hf.video import (
     DECODERS,
