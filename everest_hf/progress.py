@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -64,9 +65,11 @@ class RunLog:
             tracker.finish()
 
     def write(self, *, step: int, **values) -> None:
+        """Write a line; what is not finite, as the gradient norm of a step that fp16 leaves out, is null there."""
         if self.accelerator.is_main_process:
+            known = {name: v if not isinstance(v, float) or math.isfinite(v) else None for name, v in values.items()}
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **known}) + "\n")
         self.accelerator.log(values, step=step)
 
     def read(self) -> list[dict]:

@@ -1,6 +1,7 @@
 """What a person sees of a run: log, bar, trackers, advice, errors that come early and once."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from commands import PATIENCE, ROOT, train, train_on
 from test_distributed import PRETRAIN
 from videos import write_class_folders
 
-from everest_hf.progress import Meter, check_tracker, read_log
+from everest_hf.progress import Meter, RunLog, check_tracker, read_log
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,14 @@ def test_the_meter_goes_on_from_its_state():
     for meter in (one, other):
         meter.add(torch.tensor(0.4), 4)
     assert one.read(1)["loss"] == other.read(1)["loss"]
+
+
+def test_what_is_no_number_is_null_in_the_log(tmp_path):
+    """As a step of fp16 that is left out has it; Infinity and NaN are no JSON."""
+    log = RunLog(tmp_path / "log.jsonl", Accelerator())
+    log.write(step=1, loss=0.5, grad_norm=math.inf)
+    log.write(step=2, loss=0.25, grad_norm=2.0)
+    assert log.read() == [{"step": 1, "loss": 0.5, "grad_norm": None}, {"step": 2, "loss": 0.25, "grad_norm": 2.0}]
 
 
 def test_an_unfinished_last_line_of_a_log_is_none(tmp_path):
