@@ -316,7 +316,7 @@ def resumed(args: argparse.Namespace) -> dict:
 # ----------------------------------------------------------------------------------------------------------- output
 
 HEADER = ["size", "task", "dtype", "model", "keep ratio", "tokens", "parameters (M)", "GFLOPs", "by formula"]
-HEADER += ["s / step", "clips / s", "× VideoMAE", "peak GiB", "utilisation", "largest batch"]
+HEADER += ["rounds", "s / step", "clips / s", "× VideoMAE", "peak GiB", "utilisation", "largest batch"]
 UNKNOWN = "not measured"
 
 
@@ -336,6 +336,7 @@ def row(group: dict, case: dict) -> list[str]:
         cell(case.get("parameters"), 1e-6, ".1f"),
         cell(case.get("flops"), 1e-9, ".4g"),
         cell(case.get("flops_by_formula"), 1e-9, ".4g") if case["model"] == "everest" else "",
+        str(len(case.get("seconds_all", ()))),
         case["error"] if "error" in case else f"{case['seconds']:.3f}",
         cell(case.get("clips_per_second"), 1, ".2f"),
         cell(speedup, 1, ".2f"),

@@ -102,8 +102,9 @@ def draw(found: dict, path: Path) -> None:
 def _draw_tokens(axis, arms: dict) -> None:
     for suffix, line in (("", "-"), (", equal time", ":")):
         for color, selection in enumerate(SELECTIONS):
-            names = [(r, "motion" if r == 1 else selection, suffix if r != 0.6 else "") for r in RATIOS]
-            found = [(r, arms.get(("tokens", f"{name} {r:g}{end}"))) for r, name, end in names]
+            names = [(r, f"{'motion' if r == 1 else selection} {r:g}") for r in RATIOS]
+            # The time is that of `motion 0.6`.
+            found = [(r, arms.get(("tokens", name if name == "motion 0.6" else name + suffix))) for r, name in names]
             points = [(ratio, arm["top1"]["all"]) for ratio, arm in found if arm]
             if not suffix or selection in dict(EQUAL_TIME):
                 _errorbar(axis, points, line, f"C{color}", selection + suffix)

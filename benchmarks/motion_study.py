@@ -12,13 +12,14 @@ tokens          fine-tuning and inference at keep ratios 1, 0.6, 0.3 and 0.1, wi
                 or as tubes. Also inference alone at these ratios of the models trained at 1 and 0.6.
 frames          clips three times as long, of which the action takes a third: evenly spaced frames, beside frame
                 selection among 1.5 and 3 times as many candidates.
-convergence     (not by default) fine-tuning at keep ratios 1, 0.6 and 0.3 by motion for four times as many steps.
+convergence     (not by default) fine-tuning for four times as many steps: at keep ratios 1, 0.6 and 0.3 by motion, at
+                0.3 at random, and at 0.6 by motion after each of the pre-trainings and after none.
 
 Arms are compared after equal numbers of steps and, where the name says "equal time", after as many steps as take the
 time of EVEREST's pre-training and of fine-tuning at keep ratio 0.6 by motion. How long a step takes is measured before,
 for all kinds in turn; time for reading clips and for evaluation does not count.
 
---size cpu is a tiny model on 8 frames of 64 x 64 pixels, for two cores and half an hour (convergence: half as much
+--size cpu is a tiny model on 8 frames of 64 x 64 pixels, for two cores and half an hour (convergence: as much
 again); gpu is ViT-S on 16 frames of 112 x 112, which nobody has run yet; smoke only shows that everything runs. On a CPU
 each run has a core of its own. What has finished lies in --work, and the same command goes on from there.
 """
@@ -76,7 +77,7 @@ def plan(size: Size, seconds: Seconds, seed: int, questions: Iterable[str]) -> d
 
 def initialisation(size: Size, seconds: Seconds, seed: int) -> Arms:
     """Return fine-tuning after each pre-training and after none, also where they may take equal time."""
-    first = {targets: Pretraining(targets, seed, size.pretraining_steps) for targets in TARGETS if targets}
+    first = _pretrainings(size, seed)
     steps, arms = size.finetuning_steps, {}
     for targets, name in TARGETS.items():
         sweep = targets == "everest"  # the same run as `motion 0.6` of the question of tokens
@@ -89,8 +90,12 @@ def initialisation(size: Size, seconds: Seconds, seed: int) -> Arms:
     return arms
 
 
+def _pretrainings(size: Size, seed: int) -> dict[str, Pretraining]:
+    return {targets: Pretraining(targets, seed, size.pretraining_steps) for targets in TARGETS if targets}
+
+
 def _after_pretraining(size: Size, seed: int) -> Callable[..., Finetuning]:
-    return partial(Finetuning, Pretraining("everest", seed, size.pretraining_steps), seed)
+    return partial(Finetuning, _pretrainings(size, seed)["everest"], seed)
 
 
 def tokens(size: Size, seconds: Seconds, seed: int) -> Arms:
@@ -119,7 +124,13 @@ def frames(size: Size, seconds: Seconds, seed: int) -> Arms:
 def convergence(size: Size, seconds: Seconds, seed: int) -> Arms:
     """Return long fine-tuning."""
     after, steps = _after_pretraining(size, seed), LONGER * size.finetuning_steps
-    return {f"motion {ratio:g}": after(steps, keep_ratio=ratio) for ratio in RATIOS[:-1]}
+    arms = {f"motion {ratio:g}": after(steps, keep_ratio=ratio) for ratio in RATIOS[:-1]}
+    arms["random 0.3"] = after(steps, "random", 0.3)
+    for targets, name in TARGETS.items():
+        if targets != "everest":  # after which all of the above are
+            first = _pretrainings(size, seed).get(targets)
+            arms[f"motion 0.6, pre-training: {name}"] = Finetuning(first, seed, steps)
+    return arms
 
 
 QUESTIONS = {"initialisation": initialisation, "tokens": tokens, "frames": frames, "convergence": convergence}
@@ -217,20 +228,24 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def claim(work: Path, size: Size) -> None:
-    """Take a folder for a study of this size, or refuse one that holds another."""
-    path, settings = work / "study.json", json.dumps(dataclasses.asdict(size), indent=1)
+def claim(work: Path, size: Size, facts: dict) -> None:
+    """Take a folder for a study of this size on this machine, or refuse one that holds another."""
+    about = {"size": dataclasses.asdict(size), "versions": facts["versions"], "hardware": facts["hardware"]}
+    path, settings = work / "study.json", json.dumps(about, indent=1)
     if path.exists() and path.read_text() != settings:
-        raise SystemExit(f"error: {work} holds a study of other settings; remove it or choose another --work")
+        raise SystemExit(
+            f"error: {work} holds a study of other settings, versions or hardware; remove it or choose another --work"
+        )
     write_whole(path, lambda aside: aside.write_text(settings))
 
 
 def main() -> None:
     args = parse_arguments()
     size, cores = SIZES[args.size], os.cpu_count() or 1
-    claim(args.work, size)
     processes, threads = (1, cores) if args.device.type == "cuda" else (cores, 1)
     facts = measure.facts_of_run(args.device)
+    facts["hardware"] |= {"processes": processes, "threads": threads}  # those of each
+    claim(args.work, size, facts)
     start = partial(start_process, size, args.work, args.device, threads)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start) as executor:
         found = study(size, args.seeds, args.questions, executor, args.work)

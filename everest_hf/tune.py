@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -72,10 +74,13 @@ def tune_keep_ratio(
     seconds = _time(model, _pixel_values(model, clips), ratios)
     rows = _compare(config, answers, {ratio: len(clips) / seconds[ratio] for ratio in ratios})
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "model": model.name_or_path,
         "model_keep_ratio": config.keep_ratio,
         "frame_oversampling": config.frame_oversampling,
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "videos": num_videos,
         "views": [views.num_segments, views.num_crops],

@@ -57,7 +57,8 @@ def test_model_measures_every_task_beside_videomae(tmp_path):
             # Two clips of 8 frames of 3 x 48 x 48 in float32 are the least that a step holds.
             assert 2 * 8 * 3 * 48 * 48 * 4 < cell[model]["peak_bytes"] < 2**30
             assert cell[model]["clips_per_second"] == pytest.approx(2 / cell[model]["seconds"])
-        assert cell["speedup"] == pytest.approx(cell["videomae"]["seconds"] / cell["everest"]["seconds"])
+        low, high = cell["speedup_range"]
+        assert low <= cell["speedup"] <= high
         assert cell["memory_ratio"] == pytest.approx(cell["videomae"]["peak_bytes"] / cell["everest"]["peak_bytes"])
     # 4 slots of 9 places: VideoMAE's tube leaves 1 place in each slot; EVEREST sees 0.1 of 36 and keeps half of them.
     tokens = {task: [cells["tiny", task, "bf16"][m]["tokens"] for m in ("everest", "videomae")] for task in tasks}

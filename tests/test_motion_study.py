@@ -87,7 +87,7 @@ def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
         again = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor, tmp_path)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert len(found["arms"]) == 26
+    assert len(found["arms"]) == 30
     assert all(0 <= arm["top1"]["all"]["mean"] <= 100 for arm in found["arms"])
     assert "| motion 0.3, equal time |" in motion_report.tables(found)
     motion_report.draw(found, tmp_path / "study.png")

@@ -149,6 +149,7 @@ def test_the_command_prints_and_writes_what_the_function_finds(place, tmp_path, 
     again = json.loads(out)
     assert code == 0
     for summary in (report, again):
+        assert summary.pop("date").endswith("+00:00")
         for row in (summary, *summary["ratios"]):
             assert all(row.pop(name) > 0 for name in TIMES & set(row))
     assert again == report
