@@ -59,7 +59,7 @@ def tables(found: dict) -> str:
     """Return the Markdown tables of a study."""
     parts = []
     for question in dict.fromkeys(arm["question"] for arm in found["arms"]):
-        header = [question, "steps before + of it", "seconds before + of it", "top-1 %", *CONDITIONS]
+        header = [question, "steps before + of it", "seconds before + of it", "top-1 %", "of each seed", *CONDITIONS]
         rows = [_row(arm) for arm in found["arms"] if arm["question"] == question]
         parts.append(measure.markdown_table(header, rows))
     swept = [arm for arm in found["arms"] if arm["question"] == "tokens" and "inference" in arm]
@@ -73,7 +73,9 @@ def tables(found: dict) -> str:
 def _row(arm: dict) -> list[str]:
     steps = f"{arm['pretraining_steps']} + {arm['steps']}"
     seconds = f"{arm['pretraining_seconds']:.0f} + {arm['seconds']:.0f}"
-    return [arm["arm"], steps, seconds, _percent(arm), *(f"{arm['top1'][name]['mean']:.1f}" for name in CONDITIONS)]
+    of_each = ", ".join(f"{value:.0f}" for value in arm["top1"]["all"]["seeds"])
+    by_condition = (f"{arm['top1'][name]['mean']:.1f}" for name in CONDITIONS)
+    return [arm["arm"], steps, seconds, _percent(arm), of_each, *by_condition]
 
 
 def _percent(figures: dict) -> str:
@@ -81,7 +83,7 @@ def _percent(figures: dict) -> str:
 
 
 def draw(found: dict, path: Path) -> None:
-    """Draw what the questions that were asked have found."""
+    """Draw what the questions that were asked have found: medians over the seeds, and each seed as a dot."""
     arms = {(arm["question"], arm["arm"]): arm for arm in found["arms"]}
     asked = {question for question, _ in arms}
     panels = [panel for question, panel in PANELS if question in asked]
@@ -105,9 +107,9 @@ def _draw_tokens(axis, arms: dict) -> None:
             names = [(r, f"{'motion' if r == 1 else selection} {r:g}") for r in RATIOS]
             # The time is that of `motion 0.6`.
             found = [(r, arms.get(("tokens", name if name == "motion 0.6" else name + suffix))) for r, name in names]
-            points = [(ratio, arm["top1"]["all"]) for ratio, arm in found if arm]
+            points = [(ratio, arm["top1"]["all"]["seeds"]) for ratio, arm in found if arm]
             if not suffix or selection in dict(EQUAL_TIME):
-                _errorbar(axis, points, line, f"C{color}", selection + suffix)
+                _line(axis, points, line, f"C{color}", selection + suffix)
     axis.set_title("tokens kept in fine-tuning and inference")
     axis.set_xlabel("keep ratio")
 
@@ -117,17 +119,18 @@ def _draw_inference(axis, arms: dict) -> None:
         figures = arms["tokens", f"motion {trained:g}"]["inference"]
         for color, selection in enumerate(SELECTIONS):
             names = [(r, f"{'motion' if r == 1 else selection} {r:g}") for r in RATIOS]
-            points = [(ratio, figures[name]["top1"]["all"]) for ratio, name in names]
-            _errorbar(axis, points, line, f"C{color}", f"{selection}, trained at {trained:g}")
+            points = [(ratio, figures[name]["top1"]["all"]["seeds"]) for ratio, name in names]
+            _line(axis, points, line, f"C{color}", f"{selection}, trained at {trained:g}")
     axis.set_title("tokens kept in inference alone")
     axis.set_xlabel("keep ratio in inference")
 
 
-def _errorbar(axis, points: list[tuple[float, dict]], line: str, color: str, label: str) -> None:
-    x, y = [at for at, _ in points], [value["mean"] for _, value in points]
-    axis.errorbar(
-        x, y, [v["std"] for _, v in points], fmt=f"o{line}", color=color, label=label, markersize=4, capsize=3
-    )
+def _line(axis, points: list[tuple[float, list[float]]], line: str, color: str, label: str) -> None:
+    """Draw a line through the medians of values at x, and each value as a dot."""
+    x = [at for at, _ in points]
+    axis.plot(x, [statistics.median(values) for _, values in points], line, color=color, label=label)
+    dots = [(at, value) for at, values in points for value in values]
+    axis.plot(*zip(*dots, strict=True), ".", color=color, markersize=5, alpha=0.6)
 
 
 def _draw_initialisation(axis, arms: dict) -> None:
@@ -147,10 +150,9 @@ def _draw_convergence(axis, arms: dict) -> None:
 
 def _draw_curve(axis, figures: dict, unit: float, color: str, label: str) -> None:
     """Draw accuracy while a model learns, over the seeds; unit: what a step is along the axis."""
-    points = list(zip(*figures["curves"], strict=True))  # by step, one (step, loss, accuracy) a seed
-    values = [[100 * accuracy for *_, accuracy in seeds] for seeds in points]
-    marks = [{"mean": statistics.fmean(v), "std": deviation(v)} for v in values]
-    _errorbar(axis, [(seeds[0][0] * unit, mark) for seeds, mark in zip(points, marks, strict=True)], "-", color, label)
+    points = zip(*figures["curves"], strict=True)  # by step, one (step, loss, accuracy) a seed
+    values = [(seeds[0][0] * unit, [100 * accuracy for *_, accuracy in seeds]) for seeds in points]
+    _line(axis, values, "-", color, label)
 
 
 def _draw_conditions(axis, arms: dict) -> None:
@@ -168,8 +170,10 @@ def _draw_bars(axis, named: dict[str, dict]) -> None:
     width = 0.8 / len(named)
     for i, (name, arm) in enumerate(named.items()):
         places = [at + (i - (len(named) - 1) / 2) * width for at in range(len(CONDITIONS))]
-        values = [arm["top1"][condition] for condition in CONDITIONS]
-        axis.bar(places, [v["mean"] for v in values], width, yerr=[v["std"] for v in values], label=name, capsize=2)
+        values = [arm["top1"][condition]["seeds"] for condition in CONDITIONS]
+        axis.bar(places, [statistics.median(v) for v in values], width, label=name)
+        dots = [(at, value) for at, seeds in zip(places, values, strict=True) for value in seeds]
+        axis.plot(*zip(*dots, strict=True), "k.", markersize=4)
     axis.set_xticks(range(len(CONDITIONS)), [name.replace(", ", ",\n") for name in CONDITIONS], fontsize=8)
 
 
