@@ -1,8 +1,8 @@
 """What tokens cost: operations, time and memory of EVEREST over the keep ratio, beside Transformers' VideoMAE.
 
     python benchmarks/efficiency.py --device cpu --plot docs/efficiency.png
-    python benchmarks/efficiency.py --device cpu --sizes small base --tasks pretraining finetuning --ratios 0.6 1 \\
-        --memory 4 --out benchmarks/results/efficiency-memory-cpu.json
+    python benchmarks/efficiency.py --device cpu --sizes small --dtypes bf16 --tasks pretraining finetuning \\
+        --ratios 0.6 1 --memory 4 --patience 10 --out benchmarks/results/efficiency-memory-cpu.json
     python benchmarks/efficiency.py --device cuda --batch 64 --dtypes bf16 --compile --plot docs/efficiency-cuda.png
     python benchmarks/efficiency.py --device cuda --batch 8 --ratios 0.6 1 --memory 24 \\
         --out benchmarks/results/efficiency-memory-cuda.json
