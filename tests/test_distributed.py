@@ -258,10 +258,12 @@ def test_what_does_not_go_with_deepspeed_is_said_first(place, settings, precisio
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its processes would run on the GPU")
 def test_processes_without_devices_do_not_run_each_alone(place):
     environment = {"ACCELERATE_USE_CPU": "false"}
-    for result in train_on(2, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment):
-        assert result.returncode == 1
-        error = result.stderr.splitlines()[-1]
-        assert error.startswith("error: 2 processes were launched, and there is no GPU for them; on CPUs set")
+    results = train_on(2, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment)
+    assert [result.returncode for result in results] == [1, 1]
+    # One that comes late may find the other gone.
+    errors = [result.stderr.splitlines()[-1] for result in results]
+    wanted = "error: 2 processes were launched, and there is no GPU for them; on CPUs set"
+    assert any(error.startswith(wanted) for error in errors)
 
 
 def test_fp16_on_a_cpu_is_refused(place):
@@ -361,7 +363,7 @@ def test_fp16_leaves_out_what_overflowed_and_goes_on_with_its_scale(place):
     folder = place / "fp16"
     run_in_fp16(place, folder)
     lines, steps = log_of(folder), sorted((folder / "checkpoints").iterdir())
-    overflowed = [math.isinf(line["grad_norm"]) for line in lines if "loss" in line]
+    overflowed = [line["grad_norm"] is None for line in lines if "loss" in line]
     assert overflowed[:4] == [True, True, True, False]
     scales = [FIRST_SCALE, *(torch.load(step / "state" / "scaler.pt")["scale"] for step in steps)]
     assert [after < before for before, after in pairwise(scales)] == overflowed
