@@ -13,22 +13,29 @@ pipeline            `VideoClips` and `collate`: from a row of a data set to the 
 conventional        decord at full size; crops and RandAugment by Pillow, frame by frame; floats, normalised, for
                     fine-tuning scaled, flipped and erased as floats.
 
-Seconds are those of the processor in this process, bound to one core: on an idle machine, what a clock shows. Prints a
-Markdown table with the floors that are asked for, and writes every repetition to a JSON file. The defaults take about
+The pipeline runs in a process that is made as the loader makes its workers (`keep_freed_memory`), the others in one
+that is as Python starts it; and raw decoding in both, as a worker decodes faster, whatever it decodes for.
+
+Seconds are those of the processor in these processes, bound to one core: on an idle machine, what a clock shows. Prints
+a Markdown table with the floors that are asked for, and writes every repetition to a JSON file. The defaults take about
 five minutes.
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import count, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import av
 import measure
@@ -43,6 +50,7 @@ from tqdm import tqdm
 from everest_hf import transforms
 from everest_hf.configuration_everest import IMAGENET_MEAN, IMAGENET_STD
 from everest_hf.data import VideoClips, collate, seed_of
+from everest_hf.memory import keep_freed_memory
 from everest_hf.prepare import prepare_videos
 from everest_hf.rand_augment import NUM_OPERATIONS, OPERATIONS, PROBABILITY
 from everest_hf.video import DECODERS, frame_indices, usable_backend
@@ -225,21 +233,52 @@ def normalized(images: list[Image.Image]) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------ measurement
 
 
-def interleave(functions: dict, videos: int, repeats: int, bar: tqdm) -> dict[str, list[float]]:
-    """Time functions of (video, repetition) in turn, each on the same clips; return processor seconds by name.
+class Timer:
+    """Times functions of (video, repetition) in a process of its own, where nothing else runs."""
+
+    def __init__(self, functions: dict, start: Callable[[], None] = lambda: None):
+        self.connection, other_end = multiprocessing.Pipe()
+        # A fork, as the data loader makes its workers on Linux; what decodes in it is none of its parent's.
+        process = multiprocessing.get_context("fork").Process
+        process(target=self._serve, args=(functions, start, other_end), daemon=True).start()
+        other_end.close()
+
+    @staticmethod
+    def _serve(functions: dict, start: Callable[[], None], connection: Connection) -> None:
+        start()
+        with suppress(EOFError):
+            while True:
+                name, video, repetition = connection.recv()
+                begin = time.process_time()
+                functions[name](video, repetition)
+                connection.send(time.process_time() - begin)
+
+    def __call__(self, name, video: int, repetition: int) -> float:
+        """Return the processor seconds of a call."""
+        self.connection.send((name, video, repetition))
+        return self.connection.recv()
+
+
+def interleave(timers: dict[Any, Timer], videos: int, repeats: int, bar: tqdm) -> dict[Any, list[float]]:
+    """Time the functions of all names in turn, each on the same clips; return processor seconds by name.
 
     The order is drawn each time: a function that follows one of much memory finds less in the cache.
     """
-    seconds, rng = {name: [] for name in functions}, random.Random(0)
+    seconds, rng = {name: [] for name in timers}, random.Random(0)
     for repetition in range(repeats + 1):  # the first is not counted: files are opened for the first time
         for video in range(videos):
-            for name in rng.sample(list(functions), len(functions)):
-                start = time.process_time()
-                functions[name](video, repetition)
+            for name in rng.sample(list(timers), len(timers)):
+                taken = timers[name](name, video, repetition)
                 if repetition:
-                    seconds[name].append(time.process_time() - start)
+                    seconds[name].append(taken)
                 bar.update()
     return seconds
+
+
+def timed(plain: dict, as_worker: dict) -> dict[Any, Timer]:
+    """Return the timer of each function, in a process as Python starts it or as the loader makes its workers."""
+    timers = Timer(plain), Timer(as_worker, keep_freed_memory)
+    return {name: timer for timer, functions in zip(timers, (plain, as_worker), strict=True) for name in functions}
 
 
 def figures_of(seconds: list[float]) -> dict:
@@ -267,25 +306,26 @@ def measure_tasks(
 ) -> list[dict]:
     """Measure raw decoding, the loader and the conventional pipeline on the videos of one format."""
     size = (args.image_size, args.image_size)
-    functions = {("raw", backend): raw_decoding(paths, backend) for backend in backends}
+    plain = {("raw", backend): raw_decoding(paths, backend) for backend in backends}
+    as_worker = {("raw in a worker", backend): raw_decoding(paths, backend) for backend in backends}
     for task, transform in task_transforms(size).items():
-        functions |= {(task, backend): pipeline(paths, backend, transform) for backend in backends}
-        functions[task, "conventional"] = conventional(paths, task, size)
-    seconds = interleave(functions, len(paths), args.repeats, bar)
+        plain[task, "conventional"] = conventional(paths, task, size)
+        as_worker |= {(task, backend): pipeline(paths, backend, transform) for backend in backends}
+    seconds = interleave(timed(plain, as_worker), len(paths), args.repeats, bar)
     figures = {key: figures_of(values) for key, values in seconds.items()}
-    return [
-        compared(name, backend, task, figures["raw", backend], figures[task, backend], figures[task, "conventional"])
-        for task in task_transforms(size)
-        for backend in backends
-    ]
+    return [compared(name, backend, task, figures) for task in task_transforms(size) for backend in backends]
 
 
-def compared(name: str, backend: str, task: str, raw: dict, loader: dict, conventional: dict) -> dict:
+def compared(name: str, backend: str, task: str, figures: dict) -> dict:
     """Return the result of one line of the table."""
-    ratio, speedup = (loader["clips_per_second"] / other["clips_per_second"] for other in (raw, conventional))
     floors = dict(zip(("ratio", "speedup"), FLOORS.get((name, backend, task), (None, None)), strict=True))
-    cells = {"videos": name, "backend": backend, "task": task, "floors": floors}
-    return {**cells, "raw": raw, "pipeline": loader, "conventional": conventional, "ratio": ratio, "speedup": speedup}
+    result = {"videos": name, "backend": backend, "task": task, "floors": floors, "pipeline": figures[task, backend]}
+    others = {"raw": backend, "raw in a worker": backend, task: "conventional"}
+    for (which, of), ratio in zip(others.items(), ("ratio", "ratio in a worker", "speedup"), strict=True):
+        other = figures[which, of]
+        result |= {which if of == backend else of: other}
+        result[ratio] = result["pipeline"]["clips_per_second"] / other["clips_per_second"]
+    return result
 
 
 def measure_prepared(
@@ -300,7 +340,7 @@ def measure_prepared(
         for backend in backends
         for state, videos in (("before", paths), ("after", after))
     }
-    seconds = interleave(functions, len(paths), args.repeats, bar)
+    seconds = interleave(timed({}, functions), len(paths), args.repeats, bar)
     figures = {key: figures_of(values) for key, values in seconds.items()}
     return [
         {"backend": backend, "before": before, "after": after, "floor": PREPARED_FLOOR}
@@ -313,14 +353,14 @@ def measure_prepared(
 def run(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Make the videos, measure all and show the progress."""
     formats = [name for name in args.videos if name in FORMATS]
-    # Elsewhere: what a process has had of memory decides how fast it gets more.
+    # Elsewhere: the processes that are forked from this one owe nothing to it.
     sources = measure.in_child_process(make_videos, folder, formats, args.files, args.seconds * FPS)
     prepared = sources.pop("hd", None)
     if "real" in args.videos and (path := real_video()):
         sources["real"] = [path]
     backends = args.backends
     tasks, states = len(task_transforms((1, 1))), 2
-    calls = sum(len(paths) * (len(backends) + tasks * (len(backends) + 1)) for paths in sources.values())
+    calls = sum(len(paths) * (2 * len(backends) + tasks * (len(backends) + 1)) for paths in sources.values())
     total = (args.repeats + 1) * (calls + len(prepared or ()) * states * len(backends))
     results = {"tasks": [], "prepared": []}
     with tqdm(total=total, dynamic_ncols=True, unit="clip") as bar:
@@ -360,10 +400,13 @@ def against(value: float, floor: float | None) -> str:
 
 def task_row(result: dict) -> list[str]:
     """Return the cells of a task's line: clips a second and ratios."""
-    raw, loader, conventional = (rate(result[name]) for name in ("raw", "pipeline", "conventional"))
+    raw, in_worker, loader, conventional = (
+        rate(result[name]) for name in ("raw", "raw in a worker", "pipeline", "conventional")
+    )
     ratio, speedup = (against(result[name], result["floors"][name]) for name in ("ratio", "speedup"))
-    videos = name_of(result["videos"])
-    return [videos, result["backend"], result["task"], raw, loader, ratio, conventional, speedup]
+    ratio_in_worker, videos = f"{result['ratio in a worker']:.2f}", name_of(result["videos"])
+    cells = [videos, result["backend"], result["task"], raw, in_worker, loader]
+    return [*cells, ratio, ratio_in_worker, conventional, speedup]
 
 
 def prepared_row(result: dict) -> list[str]:
@@ -381,7 +424,8 @@ def prepared_row(result: dict) -> list[str]:
 
 def tables(results: dict[str, list[dict]]) -> str:
     """Return the results as Markdown tables."""
-    header = ["videos", "backend", "task", "raw", "pipeline", "÷ raw", "conventional", "× conventional"]
+    header = ["videos", "backend", "task", "raw", "raw in a worker", "pipeline", "÷ raw", "÷ raw in a worker"]
+    header += ["conventional", "× conventional"]
     of_tasks = measure.markdown_table(header, [task_row(result) for result in results["tasks"]])
     header = ["videos", "backend", "task", "before prepare", "after", "× before"]
     of_prepared = measure.markdown_table(header, [prepared_row(result) for result in results["prepared"]])
@@ -398,7 +442,7 @@ def backend_of(name: str) -> str:
 
 def usable_backends() -> list[str]:
     """Return the backends that can be loaded here."""
-    return sorted({usable_backend("decord"), usable_backend("auto")})
+    return sorted({usable_backend(name) for name in ("decord", "pyav", "auto")})
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

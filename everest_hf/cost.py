@@ -151,10 +151,21 @@ def _add_embedding(work: _Work, config: EverestConfig, task: str, keep_ratio: fl
 
 
 def _add_layer(
-    work: _Work, tokens: int, dim: int, intermediate_size: int, *, trained: bool = True, checkpointed: bool = False
+    work: _Work,
+    tokens: int,
+    dim: int,
+    intermediate_size: int,
+    *,
+    given: int | None = None,
+    trained: bool = True,
+    checkpointed: bool = False,
 ) -> None:
-    """A transformer layer: query, key, value and output, then the two products of the MLP."""
-    square, mlp, attention = 4 * tokens * dim**2, tokens * dim * intermediate_size, 2 * tokens**2 * dim
+    """A transformer layer: query, key, value and output, then the two products of the MLP.
+
+    Key and value are of all tokens, the rest of those that it gives, by default all.
+    """
+    given = tokens if given is None else given
+    square, mlp, attention = 2 * (tokens + given) * dim**2, given * dim * intermediate_size, 2 * given * tokens * dim
     # Nothing is kept of the last product of a layer, so it is not computed anew.
     again = square + mlp + attention if checkpointed else 0
     work.add(linear=square + 2 * mlp, attention=attention, trained=trained, again=again)
@@ -163,9 +174,10 @@ def _add_layer(
 def _add_decoder(work: _Work, config: EverestConfig, checkpointed: bool) -> None:
     dim, targets = config.decoder_hidden_size, config.num_target_tokens
     work.add(linear=config.num_visible_tokens * config.hidden_size * dim)
-    for _ in range(config.decoder_num_hidden_layers):
-        sizes = dim, config.decoder_intermediate_size
-        _add_layer(work, config.num_informative_tokens, *sizes, checkpointed=checkpointed)
+    tokens, layers = config.num_informative_tokens, config.decoder_num_hidden_layers
+    for i in range(layers):
+        given = targets if i == layers - 1 else tokens
+        _add_layer(work, tokens, dim, config.decoder_intermediate_size, given=given, checkpointed=checkpointed)
     work.add(linear=targets * dim * config.tubelet_dim)
 
 
@@ -239,17 +251,26 @@ def _norm_activations(tokens: int, dim: int, width: int) -> int:
     return tokens * dim * (_FLOAT32 + width) + 2 * tokens * _FLOAT32
 
 
-def _layer_activations(tokens: int, dim: int, intermediate_size: int, num_heads: int, width: int) -> int:
-    """What a transformer layer keeps: two norms, query, key, value and output of attention, both sides of the GELU."""
-    # Autocast casts the first norm's output for query, key and value one by one.
-    copies = 2 if width < _FLOAT32 else 0
-    attention = (4 + copies) * tokens * dim * width + num_heads * tokens * _FLOAT32
-    return 2 * _norm_activations(tokens, dim, width) + attention + 2 * tokens * intermediate_size * width
+def _layer_activations(
+    tokens: int, dim: int, intermediate_size: int, num_heads: int, width: int, given: int | None = None
+) -> int:
+    """What a transformer layer keeps: two norms, query, key, value and output of attention, both sides of the GELU.
+
+    The first norm, key and value are of all tokens, the rest of those that it gives, by default all.
+    """
+    some, is_half = tokens if given is None else given, width < _FLOAT32
+    # Of the first norm's output: autocast casts it for query, key and value one by one, and a part of it is a copy.
+    copies = (tokens if is_half else 0) + (some if is_half or some < tokens else 0)
+    attention = (2 * tokens + 2 * some + copies) * dim * width + num_heads * some * _FLOAT32
+    norms = _norm_activations(tokens, dim, width) + _norm_activations(some, dim, width)
+    return norms + attention + 2 * some * intermediate_size * width
 
 
 def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool) -> int:
     tokens, targets, dim = config.num_informative_tokens, config.num_target_tokens, config.decoder_hidden_size
     sizes = dim, config.decoder_intermediate_size, config.decoder_num_attention_heads
-    kept = tokens * dim * width if checkpointing else _layer_activations(tokens, *sizes, width)
+    kept = last = tokens * dim * width
+    if not checkpointing:
+        kept, last = (_layer_activations(tokens, *sizes, width, given) for given in (None, targets))
     pixels = targets * config.tubelet_dim * (2 * _FLOAT32 + (width if width < _FLOAT32 else 0))
-    return config.decoder_num_hidden_layers * kept + _norm_activations(targets, dim, width) + pixels
+    return (config.decoder_num_hidden_layers - 1) * kept + last + _norm_activations(targets, dim, width) + pixels

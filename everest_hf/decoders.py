@@ -7,14 +7,17 @@ the frames asked for, or frames that are not to be shown, and say nothing: those
 import ctypes
 import functools
 import io
+import itertools
 import os
+import re
 import struct
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import av
 import torch
@@ -27,6 +30,7 @@ MAX_HEADERS = 2**16
 # What keeps a decoder from finding the frames of a video by their numbers.
 CUT = "an edit list begins or ends between key frames"
 OPEN_GROUPS = "frames that are shown before a key frame come after it"
+RECOVERY = "frames that need others pass for key frames"
 UNTIMED = "the container does not tell when frames are shown"
 MIRRORED = "the display matrix mirrors the frames"
 CROWDED = "several frames come out of the decoder at once"
@@ -38,7 +42,8 @@ class Header:
     """What a file says about its video.
 
     codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
-    height, width: of a frame as it is shown, in pixels. matrix: see `_display_matrix`. obstacles: of the above.
+    height, width: of a frame as it is shown, in pixels. matrix: see `_display_matrix`. times: when each frame is shown,
+    in the container's unit; None where it does not tell. obstacles: of the above.
     """
 
     codec: str
@@ -47,13 +52,14 @@ class Header:
     height: int
     width: int
     matrix: tuple[int, int, int, int]
+    times: Sequence[int] | None
     obstacles: frozenset[str]
 
 
 def header_of(source: str | bytes) -> Header:
     """Return the Header of a video, given by path or as bytes. It may raise anything."""
     if isinstance(source, bytes):
-        return _read_header(io.BytesIO(source))
+        return _read_header(source)
     return _remembered(_read_header, source, *_version(source))
 
 
@@ -69,7 +75,8 @@ def _remembered(function: Callable, path: str, *version: int):
 
 
 @contextmanager
-def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _demuxer(source: str | bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         container = av.open(file, "r", metadata_errors="ignore")
     except av.error.FFmpegError as error:
@@ -82,23 +89,23 @@ def _demuxer(file: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer
         yield container, stream
 
 
-def _read_header(file: str | BinaryIO) -> Header:
-    with _demuxer(file) as (container, stream):
+def _read_header(source: str | bytes) -> Header:
+    with _demuxer(source) as (container, stream):
         _check_count(container, stream)
-        first, packets = None, []
-        # Without delay, frames come in the order in which they are shown; and only MP4 and its kin have edit lists.
-        in_order = not stream.codec_context.has_b_frames and "mp4" not in container.format.name
+        first, packets, is_h264, needs_others = None, [], stream.codec.canonical_name == "h264", False
         for packet in container.demux(stream):
             if packet.size:
                 packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-            if first is None:
-                first = _first_frame(packet)
-            if first is not None and in_order:
-                break
+            if is_h264 and packet.is_keyframe:
+                needs_others |= _needs_others(bytes(packet), stream.codec_context.extradata or b"")
+            first = first or _first_frame(packet)
         if first is None:
             raise ValueError("none of its frames can be decoded")
         matrix = _display_matrix(first)
         height, width = (first.height, first.width) if matrix[0] else (first.width, first.height)
+        obstacles = frozenset(_obstacles(packets, container, stream, matrix, width))
+        if needs_others:
+            obstacles |= {RECOVERY}
         return Header(
             codec=stream.codec.canonical_name,
             duration=_seconds(container, stream),
@@ -106,8 +113,36 @@ def _read_header(file: str | BinaryIO) -> Header:
             height=height,
             width=width,
             matrix=matrix,
-            obstacles=frozenset(_obstacles(packets, container, stream, matrix, width)),
+            times=None
+            if UNTIMED in obstacles
+            else _in_short(sorted(time for time, *_ in packets if time is not None)),
+            obstacles=obstacles,
         )
+
+
+def _needs_others(packet: bytes, extradata: bytes) -> bool:
+    """Say whether an H.264 picture is not one that decoding starts anew with (IDR), whatever its container says.
+
+    Source: ITU-T H.264, table 7-1 (types of units: 1 is a slice, 5 one of an IDR picture) and annex B; ISO/IEC
+    14496-15 for units with their sizes before them.
+    """
+    return next((kind == 1 for kind in _unit_types(packet, extradata) if kind in (1, 5)), False)
+
+
+def _unit_types(packet: bytes, extradata: bytes) -> Iterator[int]:
+    if not extradata.startswith(b"\1"):
+        yield from (match[1][0] & 31 for match in re.finditer(b"\0\0\1(.)", packet, re.DOTALL))
+        return
+    width, place = (extradata[4] & 3) + 1, 0
+    while place + width < len(packet):
+        yield packet[place + width] & 31
+        place += width + int.from_bytes(packet[place : place + width], "big")
+
+
+def _in_short(times: list[int]) -> Sequence[int]:
+    """Return rising times as a range where they are evenly spaced: a process remembers those of many files."""
+    steps = {after - before for before, after in itertools.pairwise(times)}
+    return range(times[0], times[-1] + 1, *steps) if len(steps) <= 1 else array("q", times)
 
 
 def _check_count(container: av.container.InputContainer, stream: av.VideoStream) -> None:
@@ -198,7 +233,7 @@ class Decoder(Protocol):
 class DecordDecoder:
     """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
 
-    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, UNTIMED, MIRRORED, CROWDED, NARROW})
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         height, width = (-1, -1) if size is None or _is_narrow(size[1]) else size
@@ -221,7 +256,7 @@ class TorchcodecDecoder:
     It does not scale: that makes it slower.
     """
 
-    obstacles: ClassVar = frozenset({UNTIMED, MIRRORED})
+    obstacles: ClassVar = frozenset({RECOVERY, UNTIMED, MIRRORED})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
@@ -229,6 +264,42 @@ class TorchcodecDecoder:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return self._decoder.get_frames_at(list(indices)).data
+
+
+class PyavDecoder:
+    """PyAV, from the last key frame before the first one asked for. It scales as decord does."""
+
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+        header = header_of(source)
+        self._source, self._size, self._matrix = source, size, header.matrix
+        self._times: Sequence[int] = header.times or ()
+        self.num_frames = len(self._times)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        times = [self._times[i] for i in indices]
+        # Some containers find no key frame before a time, and go to one after it.
+        frames = self._decode(times, times[0]) or self._decode(times, self._times[0])
+        if not frames:
+            raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
+        return _upright(torch.stack(frames), self._matrix)
+
+    def _decode(self, times: list[int], start: int) -> list[torch.Tensor] | None:
+        """Return the frames that are shown at `times`, decoded from the key frame before `start`; None if one is missed."""
+        height, width = self._size or (None, None)
+        if not self._matrix[0]:
+            height, width = width, height
+        wanted, frames = set(times), []
+        with _demuxer(self._source) as (container, stream):
+            container.seek(start, stream=stream)
+            for frame in container.decode(stream):
+                if frame.pts in wanted:
+                    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+                    frames.append(torch.from_numpy(pixels))
+                if frame.pts is None or frame.pts >= times[-1]:
+                    break
+        return frames if len(frames) == len(times) else None
 
 
 class SequentialDecoder:
@@ -239,20 +310,19 @@ class SequentialDecoder:
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
         self._source, self._matrix = source, header_of(source).matrix
         if isinstance(source, bytes):
-            self.num_frames = _count_frames(io.BytesIO(source))
+            self.num_frames = _count_frames(source)
         else:
             self.num_frames = _remembered(_count_frames, source, *_version(source))
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
-        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
-        with _demuxer(file) as (container, stream):
+        with _demuxer(self._source) as (container, stream):
             wanted, shown = set(indices), islice(container.decode(stream), max(indices) + 1)
             frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for i, f in enumerate(shown) if i in wanted]
         return _upright(torch.stack(frames), self._matrix)
 
 
-def _count_frames(file: str | BinaryIO) -> int:
-    with _demuxer(file) as (container, stream):
+def _count_frames(source: str | bytes) -> int:
+    with _demuxer(source) as (container, stream):
         return sum(1 for _ in container.decode(stream))
 
 
@@ -321,24 +391,25 @@ def _torchcodec():
     return decoders
 
 
-DECODERS: dict[str, type[Decoder]] = {"decord": DecordDecoder, "torchcodec": TorchcodecDecoder}
+DECODERS: dict[str, type[Decoder]] = {"decord": DecordDecoder, "pyav": PyavDecoder, "torchcodec": TorchcodecDecoder}
 BACKENDS = ("auto", *DECODERS)
 
 
 @functools.cache
 def usable_backend(backend: str) -> str:
-    """Return the key of DECODERS that `backend` means here: "auto" is torchcodec where it loads, otherwise decord.
+    """Return the key of DECODERS that `backend` means here: "auto" is torchcodec where it loads, otherwise pyav.
 
     Raises:
         ValueError: `backend` is none of BACKENDS, or cannot be loaded.
     """
     if backend not in BACKENDS:
         raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend != "decord":
-        try:
-            _torchcodec()
-            return "torchcodec"
-        except ValueError:
-            if backend == "torchcodec":
-                raise
-    return "decord"
+    if backend not in ("auto", "torchcodec"):
+        return backend
+    try:
+        _torchcodec()
+    except ValueError:
+        if backend == "torchcodec":
+            raise
+        return "pyav"
+    return "torchcodec"

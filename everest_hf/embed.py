@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from . import transforms
 from .data import VideoViews, class_names_of, collate
+from .memory import keep_freed_memory
 from .modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from .parallel import num_cores
 from .video import VideoError
@@ -123,7 +124,9 @@ def _embed_batches(
     model: EverestPreTrainedModel,
 ) -> None:
     """Write the parts that the batches make up."""
-    loader = DataLoader(views, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    loader = DataLoader(
+        views, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_freed_memory
+    )
     num_rows, done = len(views), len(views) - sum(map(len, batches))
     found = []
     with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar:

@@ -560,10 +560,14 @@ class EverestLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = EverestDropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, output_attentions: bool = False):
-        """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K)."""
-        attended, weights = self.attention(self.norm1(x), output_attentions)
-        x = x + self.drop_path(self.dropout(attended))
+    def forward(self, x: torch.Tensor, output_attentions: bool = False, first: int = 0):
+        """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K).
+
+        The tokens before `first` are attended to, and left out of what is given.
+        """
+        tokens = self.norm1(x)
+        attended, weights = self.attention(tokens, output_attentions, queries=tokens[:, first:])
+        x = x[:, first:] + self.drop_path(self.dropout(attended))
         x = x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
         return x, weights
 
@@ -633,9 +637,11 @@ class EverestDecoder(nn.Module):
         table = self.position_embeddings(grid_size).to(visible.dtype)
         targets = self.mask_token.to(visible.dtype) + table[target_ids]  # (B, M, D')
         x = torch.cat([visible + table[visible_ids], targets], dim=1)  # (B, K + M, D')
-        for layer in self.layers:
-            x, _ = layer(x)
-        return self.head(self.norm(x[:, visible_ids.shape[1] :]))
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            # The last layer computes no more than what is read of it.
+            x, _ = layer(x, first=visible_ids.shape[1] if i == last else 0)
+        return self.head(self.norm(x))
 
 
 @torch.no_grad()

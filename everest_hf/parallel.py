@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from .data import source_of
+from .memory import keep_freed_memory
 from .video import TIME_LIMIT, VideoError
 
 _GOING_ON = object()
@@ -148,6 +149,7 @@ def _serve(function: Callable, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which will end it
     # What a decoder prints would tear the progress bar, and comes back as a reason.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    keep_freed_memory()
     said = 0.0
 
     def alive() -> None:

@@ -190,7 +190,7 @@ class Bar:
             self.advised = True
             self.bar.write(
                 f"{figures['data_wait']:.0%} of the time is spent waiting for data: raise --num_workers, shrink the "
-                "videos once with `everest-hf prepare`, or install torchcodec"
+                "videos once with `everest-hf prepare`, or take the fastest decoder, --video_backend auto"
             )
 
     def __enter__(self) -> "Bar":

@@ -36,6 +36,7 @@ from .data import (
     stream_videos,
 )
 from .evaluation import problem_type_of, share_of_batches
+from .memory import keep_freed_memory
 from .modeling_everest import (
     EverestForPreTraining,
     EverestForVideoClassification,
@@ -239,11 +240,16 @@ def _workers_of(recipe: Recipe) -> dict:
         # Of their own: a loader draws when its workers start, and a resumed run starts them anew. From the default
         # generator, that would shift what the model draws.
         "generator": torch.Generator(),
-        "worker_init_fn": _outlive_sigterm,
+        "worker_init_fn": _start_worker,
     }
 
 
-def _outlive_sigterm(_: int) -> None:
+def _start_worker(worker: int) -> None:
+    keep_freed_memory(worker)
+    _outlive_sigterm()
+
+
+def _outlive_sigterm() -> None:
     """Let a decoding process live on when SIGTERM goes to the whole run: the training process saves, then ends it."""
     if hasattr(signal, "sigwaitinfo"):  # not on a Mac
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -25,6 +25,7 @@ from .data import VideoViews, collate
 from .embed import survived
 from .evaluation import figures_of, mean_scores, problem_type_of
 from .files import write_whole
+from .memory import keep_freed_memory
 from .modeling_everest import EverestForVideoClassification
 from .parallel import num_cores
 from .visualize import draw_keep_ratios
@@ -126,7 +127,9 @@ class _Answers:
 def _answer(
     model: EverestForVideoClassification, views: VideoViews, ratios: list[float], batch_size: int, num_workers: int
 ) -> _Answers:
-    loader = DataLoader(views, batch_size, num_workers=num_workers, collate_fn=collate)
+    loader = DataLoader(
+        views, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_freed_memory
+    )
     scores: dict[float, list[torch.Tensor]] = {ratio: [] for ratio in ratios}
     labels: list[torch.Tensor] = []
     index: list[int] = []

@@ -151,10 +151,10 @@ def open_video(
 
     Args:
         name: what errors call it, by default its path.
-        backend: "decord", "torchcodec", or "auto" for torchcodec where it loads, and decord elsewhere.
+        backend: "decord", "pyav", "torchcodec", or "auto" for torchcodec where it loads, and pyav elsewhere.
         short_side: pixels of the short side that are enough. Frames of larger videos may come scaled down to it, in
-            their aspect ratio, where the decoder is faster for it: decord is. What is then cut out of a frame has been
-            scaled twice, by different filters; its content stays the same.
+            their aspect ratio, where the decoder is faster for it: decord and pyav are. What is then cut out of a
+            frame has been scaled twice, by different filters; its content stays the same.
         time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
 
     Raises:

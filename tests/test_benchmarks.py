@@ -237,7 +237,7 @@ def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
     assert set(cells) == {"pre-training", "fine-tuning", "fine-tuning, RandAugment"}
     for cell in cells.values():
         assert (cell["videos"], cell["backend"]) == ("ucf101", "decord")
-        for name in ("raw", "pipeline", "conventional"):
+        for name in ("raw", "raw in a worker", "pipeline", "conventional"):
             check_timing(cell[name], repeats=4)  # of each of two videos
             assert cell[name]["clips_per_second"] == pytest.approx(4 / sum(cell[name]["seconds_all"]))
         assert cell["ratio"] == pytest.approx(cell["pipeline"]["clips_per_second"] / cell["raw"]["clips_per_second"])

@@ -31,7 +31,7 @@ def _torchcodec_loads() -> bool:
 TORCHCODEC = pytest.param(
     "torchcodec", marks=pytest.mark.skipif(not _torchcodec_loads(), reason="torchcodec or FFmpeg is not installed")
 )
-BACKENDS = ("decord", TORCHCODEC)
+BACKENDS = ("decord", "pyav", TORCHCODEC)
 
 
 def moving_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,41 @@
+"""Processes that decode keep the memory that they have freed."""
+
+import resource
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from everest_hf.memory import keep_freed_memory
+
+BLOCK, NUM_BLOCKS, ROUNDS = 6_000_000, 6, 20
+
+
+def page_faults() -> int:
+    """How many pages the system has given to this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class Faults(Dataset):
+    """Its one item is the number of pages that rounds of writing blocks and freeing them take, after the first few."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        for i in range(ROUNDS + 5):
+            if i == 5:
+                before = page_faults()
+            [torch.zeros(BLOCK, dtype=torch.uint8) for _ in range(NUM_BLOCKS)]
+        return page_faults() - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another C library")
+def test_a_worker_asks_the_system_for_memory_once():
+    usual, kept = (
+        int(next(iter(DataLoader(Faults(), num_workers=1, worker_init_fn=start))))
+        for start in (None, keep_freed_memory)
+    )
+    assert usual > ROUNDS * BLOCK / resource.getpagesize()
+    assert kept < 0.02 * usual
