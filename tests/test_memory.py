@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from everest_hf.memory import keep_freed_memory
 
-BLOCK, NUM_BLOCKS, ROUNDS = 6_000_000, 6, 20
+# Bytes; less than half as much the C library learns to keep by itself.
+BLOCK, ROUNDS = 40_000_000, 40
 
 
 def page_faults() -> int:
@@ -18,16 +19,16 @@ def page_faults() -> int:
 
 
 class Faults(Dataset):
-    """Its one item is the number of pages that rounds of writing blocks and freeing them take, after the first few."""
+    """Its one item is the number of pages that rounds of writing a block and freeing it take, after the first few."""
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> int:
-        for i in range(ROUNDS + 5):
-            if i == 5:
+        for i in range(ROUNDS + 2):
+            if i == 2:
                 before = page_faults()
-            [torch.zeros(BLOCK, dtype=torch.uint8) for _ in range(NUM_BLOCKS)]
+            torch.zeros(BLOCK, dtype=torch.uint8)
         return page_faults() - before
 
 
@@ -37,5 +38,6 @@ def test_a_worker_asks_the_system_for_memory_once():
         int(next(iter(DataLoader(Faults(), num_workers=1, worker_init_fn=start))))
         for start in (None, keep_freed_memory)
     )
-    assert usual > ROUNDS * BLOCK / resource.getpagesize()
-    assert kept < 0.02 * usual
+    # A system may give several pages at a time.
+    assert usual > 100 * ROUNDS
+    assert kept < 0.5 * usual
