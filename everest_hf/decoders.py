@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import av
 import torch
@@ -92,20 +92,18 @@ def _demuxer(source: str | bytes) -> Iterator[tuple[av.container.InputContainer,
 def _read_header(source: str | bytes) -> Header:
     with _demuxer(source) as (container, stream):
         _check_count(container, stream)
-        first, packets, is_h264, needs_others = None, [], stream.codec.canonical_name == "h264", False
+        first, packets = None, []
         for packet in container.demux(stream):
             if packet.size:
-                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-            if is_h264 and packet.is_keyframe:
-                needs_others |= _needs_others(bytes(packet), stream.codec_context.extradata or b"")
+                is_recovery = packet.is_keyframe and _needs_others(packet, stream.codec_context)
+                packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, is_recovery))
             first = first or _first_frame(packet)
         if first is None:
             raise ValueError("none of its frames can be decoded")
         matrix = _display_matrix(first)
         height, width = (first.height, first.width) if matrix[0] else (first.width, first.height)
         obstacles = frozenset(_obstacles(packets, container, stream, matrix, width))
-        if needs_others:
-            obstacles |= {RECOVERY}
+        times = sorted(packet.time for packet in packets if packet.time is not None)
         return Header(
             codec=stream.codec.canonical_name,
             duration=_seconds(container, stream),
@@ -113,27 +111,33 @@ def _read_header(source: str | bytes) -> Header:
             height=height,
             width=width,
             matrix=matrix,
-            times=None
-            if UNTIMED in obstacles
-            else _in_short(sorted(time for time, *_ in packets if time is not None)),
+            times=None if UNTIMED in obstacles else _in_short(times),
             obstacles=obstacles,
         )
 
 
-def _needs_others(packet: bytes, extradata: bytes) -> bool:
-    """Say whether an H.264 picture is not one that decoding starts anew with (IDR), whatever its container says.
+class _Packet(NamedTuple):
+    time: int | None
+    is_key: bool
+    is_hidden: bool
+    is_recovery: bool  # a key frame in name: the first pictures that are decoded from it are not whole
 
-    Source: ITU-T H.264, table 7-1 (types of units: 1 is a slice, 5 one of an IDR picture) and annex B; ISO/IEC
-    14496-15 for units with their sizes before them.
+
+def _needs_others(packet: av.Packet, context: av.VideoCodecContext) -> bool:
+    """Say whether a picture is of H.264 and not one that decoding starts anew with (IDR), whatever its container says.
+
+    Source: ITU-T H.264, table 7-1 (types of units: 1 is a slice, 5 one of an IDR picture).
     """
-    return next((kind == 1 for kind in _unit_types(packet, extradata) if kind in (1, 5)), False)
+    kinds = _unit_types(bytes(packet), context.extradata or b"") if context.codec.canonical_name == "h264" else ()
+    return next((kind == 1 for kind in kinds if kind in (1, 5)), False)
 
 
 def _unit_types(packet: bytes, extradata: bytes) -> Iterator[int]:
+    """Yield the types of the units: each follows a start code (H.264, annex B), or its size (ISO/IEC 14496-15)."""
     if not extradata.startswith(b"\1"):
         yield from (match[1][0] & 31 for match in re.finditer(b"\0\0\1(.)", packet, re.DOTALL))
         return
-    width, place = (extradata[4] & 3) + 1, 0
+    width, place = int.from_bytes(extradata[4:5], "big") % 4 + 1, 0
     while place + width < len(packet):
         yield packet[place + width] & 31
         place += width + int.from_bytes(packet[place : place + width], "big")
@@ -179,15 +183,17 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def _obstacles(
-    packets: list[tuple], container: av.container.InputContainer, stream: av.VideoStream, matrix: tuple, width: int
+    packets: list[_Packet], container: av.container.InputContainer, stream: av.VideoStream, matrix: tuple, width: int
 ) -> Iterator[str]:
-    """Yield what is in the way of finding frames; packets are (time or None, is key, is not to be shown)."""
+    """Yield what is in the way of finding frames."""
     a, b, c, d = matrix
     if a * d - b * c < 0:
         yield MIRRORED
     if _is_narrow(width):
         yield NARROW
-    times, name = [time for time, *_ in packets], container.format.name
+    if any(packet.is_recovery for packet in packets):
+        yield RECOVERY
+    times, name = [packet.time for packet in packets], container.format.name
     # A frame of these is found by its place in the file, which the first frames of a program stream do not have.
     if name in ("mpeg", "mpegts") or None in times or len(set(times)) < len(times):
         yield UNTIMED
@@ -195,9 +201,9 @@ def _obstacles(
     shown = sorted(range(len(times)), key=times.__getitem__)
     moved = [i for place, i in enumerate(shown) if place != i]
     codec, is_delayed = stream.codec.canonical_name, stream.codec_context.has_b_frames
-    if any(is_discard for *_, is_discard in packets):
+    if any(packet.is_hidden for packet in packets):
         yield CUT
-    if any(packets[i][1] for i in moved):
+    if any(packets[i].is_key for i in moved):
         yield OPEN_GROUPS
     if moved and codec == "hevc":
         yield CROWDED
