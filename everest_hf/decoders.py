@@ -193,7 +193,8 @@ def _obstacles(
         yield NARROW
     if any(packet.is_recovery for packet in packets):
         yield RECOVERY
-    times, name = [packet.time for packet in packets], container.format.name
+    times: list[Any] = [packet.time for packet in packets]
+    name = container.format.name
     # A frame of these is found by its place in the file, which the first frames of a program stream do not have.
     if name in ("mpeg", "mpegts") or None in times or len(set(times)) < len(times):
         yield UNTIMED
