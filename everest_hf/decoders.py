@@ -7,7 +7,6 @@ the frames asked for, or frames that are not to be shown, and say nothing: those
 import ctypes
 import functools
 import io
-import itertools
 import os
 import re
 import struct
@@ -16,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import av
@@ -145,7 +144,7 @@ def _unit_types(packet: bytes, extradata: bytes) -> Iterator[int]:
 
 def _in_short(times: list[int]) -> Sequence[int]:
     """Return rising times as a range where they are evenly spaced: a process remembers those of many files."""
-    steps = {after - before for before, after in itertools.pairwise(times)}
+    steps = {after - before for before, after in pairwise(times)}
     return range(times[0], times[-1] + 1, *steps) if len(steps) <= 1 else array("q", times)
 
 
@@ -230,8 +229,11 @@ class Decoder(Protocol):
 
     num_frames: int
 
-    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
-        """Open a video; where that is faster, frames come scaled to `size` (height, width)."""
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        """Open a video; where that is faster, frames come scaled to `size` (height, width).
+
+        `header` is the video's where it is known: to read that of bytes costs a millisecond or more each time.
+        """
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, which rise, uint8 (T, H, W, C)."""
@@ -242,7 +244,7 @@ class DecordDecoder:
 
     obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW})
 
-    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
         height, width = (-1, -1) if size is None or _is_narrow(size[1]) else size
         with _as_file(source) as path:
             try:
@@ -265,7 +267,7 @@ class TorchcodecDecoder:
 
     obstacles: ClassVar = frozenset({RECOVERY, UNTIMED, MIRRORED})
 
-    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
         self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
         self.num_frames = len(self._decoder)
 
@@ -278,8 +280,8 @@ class PyavDecoder:
 
     obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED})
 
-    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
-        header = header_of(source)
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        header = header or header_of(source)
         self._source, self._size, self._matrix = source, size, header.matrix
         self._times: Sequence[int] = header.times or ()
         self.num_frames = len(self._times)
@@ -314,8 +316,8 @@ class SequentialDecoder:
 
     obstacles: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None):
-        self._source, self._matrix = source, header_of(source).matrix
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        self._source, self._matrix = source, (header or header_of(source)).matrix
         if isinstance(source, bytes):
             self.num_frames = _count_frames(source)
         else:

@@ -128,7 +128,7 @@ def _open(source: str | bytes, decoder: type[Decoder], short_side: int | None) -
     header = header_of(source)
     if header.obstacles & decoder.obstacles:
         decoder = SequentialDecoder
-    return header, decoder(source, _smaller(header.height, header.width, short_side))
+    return header, decoder(source, _smaller(header.height, header.width, short_side), header)
 
 
 def _smaller(height: int, width: int, short_side: int | None) -> tuple[int, int] | None:

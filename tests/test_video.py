@@ -501,8 +501,8 @@ def test_a_decoder_that_takes_too_long_is_cut_off(backend):
 class _Hanging(DECODERS["decord"]):
     """decord, but on the video that is called hang.mp4 it never ends."""
 
-    def __init__(self, source, size=None):
-        super().__init__(source, size)
+    def __init__(self, source, *args):
+        super().__init__(source, *args)
         if source.endswith("hang.mp4"):
             threading.Event().wait()
 
