@@ -50,10 +50,11 @@ from tqdm import tqdm
 from everest_hf import transforms
 from everest_hf.configuration_everest import IMAGENET_MEAN, IMAGENET_STD
 from everest_hf.data import VideoClips, collate, seed_of
+from everest_hf.decoders import torchcodec_loads
 from everest_hf.memory import keep_freed_memory
 from everest_hf.prepare import prepare_videos
 from everest_hf.rand_augment import NUM_OPERATIONS, OPERATIONS, PROBABILITY
-from everest_hf.video import DECODERS, frame_indices, usable_backend
+from everest_hf.video import DECODERS, decoders_of, frame_indices
 
 SAMPLING = {"num_frames": 16, "frame_step": 4}
 MAGNITUDE = 7
@@ -153,7 +154,7 @@ def raw_decoding(paths: list[Path], backend: str) -> Callable:
     """Return the decoding of a clip by a backend's own library."""
 
     def decode(video: int, repetition: int) -> torch.Tensor:
-        decoder = DECODERS[backend](str(paths[video]))
+        decoder = decoders_of(backend)[0](str(paths[video]))
         return decoder.read(indices_of(decoder.num_frames, video, repetition))
 
     return decode
@@ -435,14 +436,15 @@ def tables(results: dict[str, list[dict]]) -> str:
 def backend_of(name: str) -> str:
     """Read --backends."""
     try:
-        return usable_backend(name)
-    except (ImportError, ValueError) as error:
+        decoders_of(name)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def usable_backends() -> list[str]:
     """Return the backends that can be loaded here."""
-    return sorted({usable_backend(name) for name in ("decord", "pyav", "auto")})
+    return [name for name in DECODERS if name != "torchcodec" or torchcodec_loads()]
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

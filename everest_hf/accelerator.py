@@ -13,7 +13,7 @@ from .parallel import num_cores
 from .progress import check_tracker
 from .ranks import end_together, main_first
 from .recipe import Recipe
-from .video import usable_backend
+from .video import decoders_of
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -25,7 +25,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     _check_processes()
     main_first(PartialState(), check_tracker, recipe.report_to)
-    main_first(PartialState(), usable_backend, recipe.video_backend)
+    main_first(PartialState(), decoders_of, recipe.video_backend)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         log_with=None if recipe.report_to == "none" else recipe.report_to,

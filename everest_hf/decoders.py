@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import av
 import torch
+from av.video.reformatter import Interpolation, VideoReformatter
 
 # Files of which a process remembers what their headers say.
 MAX_HEADERS = 2**16
@@ -276,7 +277,10 @@ class TorchcodecDecoder:
 
 
 class PyavDecoder:
-    """PyAV, from the last key frame before the first one asked for. It scales as decord does."""
+    """PyAV, from the last key frame before the first one asked for. It scales as decord does.
+
+    Of H.264, frames that are not asked for and that no other is predicted from are not decoded.
+    """
 
     obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED})
 
@@ -299,13 +303,12 @@ class PyavDecoder:
         height, width = self._size or (None, None)
         if not self._matrix[0]:
             height, width = width, height
-        wanted, frames = set(times), []
+        wanted, frames, to_pixels = set(times), [], _converter(height, width)
         with _demuxer(self._source) as (container, stream):
             container.seek(start, stream=stream)
-            for frame in container.decode(stream):
+            for frame in _decode_few(container, stream, wanted):
                 if frame.pts in wanted:
-                    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-                    frames.append(torch.from_numpy(pixels))
+                    frames.append(to_pixels(frame))
                 if frame.pts is None or frame.pts >= times[-1]:
                     break
         return frames if len(frames) == len(times) else None
@@ -325,9 +328,38 @@ class SequentialDecoder:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         with _demuxer(self._source) as (container, stream):
-            wanted, shown = set(indices), islice(container.decode(stream), max(indices) + 1)
-            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for i, f in enumerate(shown) if i in wanted]
+            wanted, shown, to_pixels = set(indices), islice(container.decode(stream), max(indices) + 1), _converter()
+            frames = [to_pixels(frame) for i, frame in enumerate(shown) if i in wanted]
         return _upright(torch.stack(frames), self._matrix)
+
+
+def _decode_few(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Yield frames in the order of their times, among them all that are shown at `wanted`.
+
+    In HEVC, a frame that none of its layer is predicted from may be needed by a higher layer. In H.264 it is needed by
+    none (ITU-T H.264, nal_ref_idc).
+    """
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        if context.codec.canonical_name == "h264":
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def _converter(height: int | None = None, width: int | None = None) -> Callable[[av.VideoFrame], torch.Tensor]:
+    """Return what makes pixels (H, W, C) of frames, scaled to height and width.
+
+    One for all frames and on this thread: to set it up, or to start threads, takes longer than to use it.
+    """
+    reformat = VideoReformatter().reformat
+
+    def convert(frame: av.VideoFrame) -> torch.Tensor:
+        converted = reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        return torch.from_numpy(converted.to_ndarray())
+
+    return convert
 
 
 def _count_frames(source: str | bytes) -> int:
@@ -404,21 +436,29 @@ DECODERS: dict[str, type[Decoder]] = {"decord": DecordDecoder, "pyav": PyavDecod
 BACKENDS = ("auto", *DECODERS)
 
 
-@functools.cache
-def usable_backend(backend: str) -> str:
-    """Return the key of DECODERS that `backend` means here: "auto" is torchcodec where it loads, otherwise pyav.
+def decoders_of(backend: str) -> tuple[type[Decoder], ...]:
+    """Return the decoders that `backend` means here: a video is for the first of them that has no obstacle in it.
+
+    "auto" is pyav, which is the fastest (`benchmarks/loader.py`), and for what it cannot seek in, torchcodec where that
+    loads.
 
     Raises:
         ValueError: `backend` is none of BACKENDS, or cannot be loaded.
     """
     if backend not in BACKENDS:
         raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend not in ("auto", "torchcodec"):
-        return backend
+    if backend == "torchcodec":
+        _torchcodec()
+    if backend != "auto":
+        return DECODERS[backend], SequentialDecoder
+    return PyavDecoder, *([TorchcodecDecoder] if torchcodec_loads() else []), SequentialDecoder
+
+
+@functools.cache
+def torchcodec_loads() -> bool:
+    """Say whether torchcodec and the libraries that it needs are here."""
     try:
         _torchcodec()
     except ValueError:
-        if backend == "torchcodec":
-            raise
-        return "pyav"
-    return "torchcodec"
+        return False
+    return True

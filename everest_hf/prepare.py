@@ -17,7 +17,7 @@ from typing import Any
 import av
 import torch
 from av.video.frame import PictureType
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from datasets import Dataset, List
 from tqdm.auto import tqdm
 
@@ -328,12 +328,13 @@ def _transcode(
     frames: Iterator[av.VideoFrame], path: Path, tag: str, encoding: Encoding, alive: Callable[[], None]
 ) -> int:
     """Write frames as a file and return their number."""
-    count, stream = 0, None
+    count, stream, reformat = 0, None, VideoReformatter().reformat
     with av.open(str(path), "w", format="mp4") as container:
         container.metadata["comment"] = tag
         for frame in frames:
             stream = stream or _add_stream(container, frame, encoding)
-            scaled = frame.reformat(stream.width, stream.height, stream.pix_fmt, interpolation=Interpolation.BICUBIC)
+            size, how = (stream.width, stream.height, stream.pix_fmt), Interpolation.BICUBIC
+            scaled = reformat(frame, *size, interpolation=how, threads=1)  # other processes use the other cores
             scaled.pict_type = PictureType.NONE  # or the encoder would follow the source's
             container.mux(stream.encode(scaled))
             count += 1

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import torch
 
 from .deadline import Overdue, call_within
-from .decoders import BACKENDS, DECODERS, Decoder, Header, SequentialDecoder, header_of, usable_backend
+from .decoders import BACKENDS, DECODERS, Decoder, Header, decoders_of, header_of
 from .video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Decoder",
     "VideoError",
     "VideoInfo",
+    "decoders_of",
     "frame_indices",
     "open_video",
     "probe",
@@ -36,7 +37,6 @@ __all__ = [
     "read_frames",
     "segment_indices",
     "stride_indices",
-    "usable_backend",
 ]
 
 # Seconds after which opening a video, or reading frames of it, counts as hung.
@@ -80,10 +80,17 @@ class VideoInfo:
 class _Video:
     """An open video. Every failure is a VideoError that names it."""
 
-    def __init__(self, source: str | bytes, name: str, backend: str, short_side: int | None, time_limit: float):
+    def __init__(
+        self,
+        source: str | bytes,
+        name: str,
+        decoders: Sequence[type[Decoder]],
+        short_side: int | None,
+        time_limit: float,
+    ):
         self.name, self._time_limit = name, time_limit
         _check_source(source, name)
-        self.header, self._decoder = self._guard(_open, source, DECODERS[backend], short_side)
+        self.header, self._decoder = self._guard(_open, source, decoders, short_side)
         if self.num_frames < 1:
             raise VideoError(name, "it has no frames")
 
@@ -124,10 +131,9 @@ def _within(seconds: float, name: str, function: Callable, *args):
         raise VideoError(name, f"took longer than {seconds:g} s") from None
 
 
-def _open(source: str | bytes, decoder: type[Decoder], short_side: int | None) -> tuple[Header, Decoder]:
+def _open(source: str | bytes, decoders: Sequence[type[Decoder]], short_side: int | None) -> tuple[Header, Decoder]:
     header = header_of(source)
-    if header.obstacles & decoder.obstacles:
-        decoder = SequentialDecoder
+    decoder = next(decoder for decoder in decoders if not header.obstacles & decoder.obstacles)
     return header, decoder(source, _smaller(header.height, header.width, short_side), header)
 
 
@@ -151,7 +157,7 @@ def open_video(
 
     Args:
         name: what errors call it, by default its path.
-        backend: "decord", "pyav", "torchcodec", or "auto" for torchcodec where it loads, and pyav elsewhere.
+        backend: "decord", "pyav", "torchcodec", or "auto" for the fastest that finds the frames of this video.
         short_side: pixels of the short side that are enough. Frames of larger videos may come scaled down to it, in
             their aspect ratio, where the decoder is faster for it: decord and pyav are. What is then cut out of a
             frame has been scaled twice, by different filters; its content stays the same.
@@ -161,9 +167,8 @@ def open_video(
         VideoError: whatever goes wrong, with path and reason.
         ValueError: the backend is unknown, or cannot be loaded.
     """
-    backend, name = usable_backend(backend), name or _name_of(source)
-    source = source if isinstance(source, bytes) else os.fspath(source)
-    return _Video(source, name, backend, short_side, time_limit)
+    source, name = source if isinstance(source, bytes) else os.fspath(source), name or _name_of(source)
+    return _Video(source, name, decoders_of(backend), short_side, time_limit)
 
 
 def _name_of(source: str | os.PathLike | bytes) -> str:

@@ -47,6 +47,7 @@ from everest_hf.video import (
     DECODERS,
     VideoError,
     VideoInfo,
+    decoders_of,
     frame_indices,
     open_video,
     probe,
@@ -54,7 +55,6 @@ from everest_hf.video import (
     read_frames,
     segment_indices,
     stride_indices,
-    usable_backend,
 )
 
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
@@ -215,6 +215,7 @@ HARD = {
     "variable_rate.mkv": {"x264-params": X264, "times": TIMES},
     "variable_rate.avi": {"codec": "mpeg4", "g": 12, "times": TIMES},
     "late_start.mp4": {"x264-params": X264, "times": range(700, 1000, 5)},
+    "interlaced.mp4": {"x264-params": f"{X264}:tff=1"},
     "refreshed.mp4": {"x264-params": REFRESH},
     "refreshed.mkv": {"x264-params": f"{REFRESH}:bframes=2:b-adapt=0"},
     "refreshed.avi": {"x264-params": REFRESH},
@@ -229,6 +230,19 @@ HARD = {
 def test_each_frame_is_found_by_its_number(tmp_path, name, backend):
     path = write_video(tmp_path / name, counting_frames(60), **HARD[name])
     assert frame_numbers(path, backend) == list(range(60))
+
+
+def test_frames_of_h264_that_nobody_needs_are_not_decoded(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", counting_frames(60), **{"x264-params": X264})
+    times = decoders.header_of(str(path)).times
+    wanted = {times[i] for i in range(1, 60, 4)}
+    with decoders._demuxer(str(path)) as (container, stream):
+        few = {
+            frame.pts: frame.to_ndarray(format="rgb24") for frame in decoders._decode_few(container, stream, wanted)
+        }
+    assert wanted <= set(few)
+    assert len(few) < 48  # without half of the B frames, which are three of four
+    assert_equal_frames(read_frames(path, range(1, 60, 4)), [few[time] for time in sorted(wanted)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -391,7 +405,7 @@ def test_unknown_backend_is_named(tmp_path):
 @pytest.fixture
 def fresh_backends():
     """What is known of decoders is found out anew, in the test and after it."""
-    known = usable_backend, decoders._torchcodec
+    known = decoders.torchcodec_loads, decoders._torchcodec
     [function.cache_clear() for function in known]
     yield
     [function.cache_clear() for function in known]
@@ -403,7 +417,7 @@ def test_torchcodec_that_is_not_installed(tmp_path, monkeypatch, fresh_backends)
     with pytest.raises(ValueError, match=r"torchcodec cannot be loaded; .*pip install torchcodec.*FFmpeg") as caught:
         probe(path, backend="torchcodec")
     assert not isinstance(caught.value, VideoError)  # no fault of the video
-    assert usable_backend("auto") == "pyav"
+    assert decoders_of("auto") == (decoders.PyavDecoder, decoders.SequentialDecoder)
     assert probe(path, backend="auto") == probe(path)
 
 
@@ -414,13 +428,21 @@ def test_a_run_says_at_once_that_its_decoder_is_not_installed(monkeypatch, fresh
 
 
 @pytest.mark.parametrize("backend", [TORCHCODEC])
-def test_auto_is_torchcodec_where_it_loads(backend):
-    assert usable_backend("auto") == backend
+def test_auto_is_torchcodec_for_videos_that_pyav_cannot_seek_in(tmp_path, backend):
+    opened = {}
+    for name, is_open in (("closed.mp4", 0), ("open.mp4", 1)):
+        options = {"codec": "libx265", "x265-params": f"log-level=none:{X264}:open-gop={is_open}"}
+        path = write_video(tmp_path / name, counting_frames(60), **options)
+        opened[name] = open_video(path, backend="auto")._decoder
+        assert frame_numbers(path, "auto") == list(range(60))
+    assert isinstance(opened["closed.mp4"], decoders.PyavDecoder)
+    assert isinstance(opened["open.mp4"], DECODERS[backend])
 
 
 @pytest.mark.parametrize("backend", [TORCHCODEC])
 def test_decoders_share_a_process(tmp_path, backend):
     path = write_video(tmp_path / "clip.mp4", counting_frames(20, 64, 128), codec="libsvtav1", g=5, preset=12)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # SVT-AV1 makes root's thread one that others wait for
     # In a process that has loaded neither yet: their libraries are of different versions.
     code = (
         "import sys; from everest_hf.video import read_frames\n"

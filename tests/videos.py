@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from everest_hf.video import usable_backend
+from everest_hf.decoders import torchcodec_loads
 
 # How the container formats of the tests are written: arguments of `write_video` by file name.
 FORMATS = {
@@ -20,16 +20,9 @@ FORMATS = {
 }
 
 
-def _torchcodec_loads() -> bool:
-    try:
-        return usable_backend("torchcodec") == "torchcodec"
-    except ValueError:
-        return False
-
-
 # Values of a test's parameter `backend`.
 TORCHCODEC = pytest.param(
-    "torchcodec", marks=pytest.mark.skipif(not _torchcodec_loads(), reason="torchcodec or FFmpeg is not installed")
+    "torchcodec", marks=pytest.mark.skipif(not torchcodec_loads(), reason="torchcodec or FFmpeg is not installed")
 )
 BACKENDS = ("decord", "pyav", TORCHCODEC)
 
