@@ -1,6 +1,7 @@
 """What the benchmarks share: timing, peak memory, the facts of a run, tables and files."""
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from everest_hf.files import write_whole
+from everest_hf.memory import MMAP_THRESHOLD, TRIM_THRESHOLD
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RESULTS = Path(__file__).parent / "results"
@@ -85,12 +87,14 @@ def in_child_process(function, *args):
 def resident_bytes() -> tuple[int, int]:
     """Return the memory that this process holds now, and the most that it has held, in bytes.
 
-    Linux tells both. Elsewhere only the high-water mark is known, and stands for both.
+    Linux tells both, and how much of it are pages of files, such as libraries, which are not counted. Elsewhere only
+    the high-water mark is known, and stands for both.
     """
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        now, most, of_files = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM", "RssFile"))
+        return now - of_files, most - of_files
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak, peak
 
@@ -103,16 +107,25 @@ def reset_resident_peak() -> None:
         return
 
 
+def give_freed_memory_back() -> None:
+    """Let the GNU C library return what is freed at once: what is resident then is what is held, run after run."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for threshold in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+            mallopt(threshold, 2**16)
+
+
 def peak_bytes(build, device: torch.device, warmup: int = 1, limit: int | None = None) -> int:
     """Return the peak memory of the step that build() makes. To be called in a process of its own.
 
     On a GPU the most that tensors held during a step: weights, gradients, optimizer state, activations, clips. On a
     CPU the most resident memory during a step, above what the process held before build(): the same, with the
-    allocator's slack and the libraries' work space. The first `warmup` steps, which may compile, are not counted.
+    libraries' work space. The first `warmup` steps, which may compile, are not counted.
     limit: bytes that a GPU's allocator may take; it fails where they are not enough.
     """
     if limit is not None and device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.mem_get_info(device)[1]), device)
+    give_freed_memory_back()
     before, _ = resident_bytes()
     step = build()
     for _ in range(warmup):

@@ -47,6 +47,8 @@ class TrainingMemory:
 
     weights: with their 16-bit copy in mixed precision, and the moving average. gradients. moments: AdamW's two.
     activations: what the forward pass keeps for the backward pass, one layer's workspace, and the clips.
+    total: of all at once. Where each step makes its gradients anew, they grow as activations go, and the peak is lower
+    by up to the smaller of the two.
     """
 
     weights: int

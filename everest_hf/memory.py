@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 # Parameters of mallopt(3), of the GNU C library, and the most bytes that all its versions take for the second.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 _MOST_FOR_ALL = 32 * 2**20
 
 
@@ -17,6 +17,6 @@ def keep_freed_memory(worker: int = 0) -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        if not mallopt(_MMAP_THRESHOLD, 2**30):
-            mallopt(_MMAP_THRESHOLD, _MOST_FOR_ALL)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        if not mallopt(MMAP_THRESHOLD, 2**30):
+            mallopt(MMAP_THRESHOLD, _MOST_FOR_ALL)

@@ -178,15 +178,17 @@ def test_of_a_frozen_encoder_nothing_is_kept_however_deep_it_is():
 
 @pytest.mark.parametrize("index", range(8))
 def test_memory_is_near_what_was_measured(index):
-    """benchmarks/model.py measured resident memory, with the allocator's slack, which makes two runs differ by 6 %."""
+    """What benchmarks/model.py measured, of steps that make their gradients anew, lies between all at once and what is
+    there when the backward pass begins, or when it ends."""
     measured = [r for r in json.loads(MEASURED.read_text())["results"] if r["task"] != "inference"][index]
     config = EverestConfig(**SIZES[measured["size"]], num_labels=101)
     task = {"pretraining": "pretrain", "finetuning": "finetune"}[measured["task"]]
     half = measured["dtype"] == "bf16"
     memory = training_memory(config, task, measured["batch"], mixed_precision="bf16" if half else "no")
+    least = memory.total - min(memory.activations, memory.gradients)
     # In 16 bits a CPU keeps the weights of attention too, which are not in the estimate.
-    tolerance = 0.35 if half else 0.1
-    assert memory.total == pytest.approx(measured["everest"]["peak_bytes"], rel=tolerance)
+    tolerance = 0.35 if half else 0.02
+    assert (1 - tolerance) * least < measured["everest"]["peak_bytes"] < (1 + tolerance) * memory.total
 
 
 def test_what_is_held_by_each_process():
