@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
 from everest_hf.cost import clip_activations, clip_cost, count_parameters, training_memory
 
-MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "model-cpu.json"
+MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "model.json"
 SMALL = {
     "hidden_size": 384,
     "num_attention_heads": 6,
@@ -187,7 +187,7 @@ def test_memory_is_near_what_was_measured(index):
     memory = training_memory(config, task, measured["batch"], mixed_precision="bf16" if half else "no")
     least = memory.total - min(memory.activations, memory.gradients)
     # In 16 bits a CPU keeps the weights of attention too, which are not in the estimate.
-    tolerance = 0.35 if half else 0.02
+    tolerance = 0.35 if half else 0.05
     assert (1 - tolerance) * least < measured["everest"]["peak_bytes"] < (1 + tolerance) * memory.total
 
 
