@@ -158,7 +158,7 @@ def _add_tune_keep_ratio(commands) -> None:
     )
     parser.add_argument("--ratios", type=float, nargs="+", metavar="R", help="keep ratios to compare [0.1 0.2 … 1]")
     parser.add_argument(
-        "--max-loss", type=float, metavar="POINTS", help="points of top-1 that may be lost to the largest ratio [1]"
+        "--max-loss", type=float, metavar="POINTS", help="points of top-1 that may be lost to the best ratio [1]"
     )
     _add_views_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")

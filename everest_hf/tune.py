@@ -56,10 +56,10 @@ def tune_keep_ratio(
 
     views: of labelled videos, with count_unreadable=True. Each video is read once, by `num_workers` processes (by
     default one a core), and goes through the model at every ratio. max_loss: points, hundredths of the videos, of
-    top-1 that may be lost against the largest ratio; see `recommend`.
+    top-1 that may be lost against the most accurate ratio; see `recommend`.
 
     Returns what JSON can hold: the settings, `ratios` (for each, from small to large, its tokens, GFLOPs a clip, clips
-    a second, the figures of an evaluation, and the difference from the largest one, see `paired_difference`),
+    a second, the figures of an evaluation, and the difference from the most accurate one, see `paired_difference`),
     `recommended`, and `unreadable`, the videos that were left out. Clips a second are those of the model alone on
     batches of `clips_per_batch`; `read_clips_per_second` is what one process decodes.
 
@@ -191,12 +191,16 @@ def _seconds(model: EverestForVideoClassification, pixel_values: torch.Tensor, r
 
 
 def _compare(config: EverestConfig, answers: _Answers, clips_per_second: dict[float, float]) -> list[dict[str, Any]]:
-    """Return what is known of each ratio, from the smallest to the largest."""
+    """Return what is known of each ratio, from the smallest to the largest.
+
+    The differences are from the most accurate ratio, of equal ones the largest: a model that was fine-tuned at one
+    ratio may be worse at a larger one.
+    """
     hits = {ratio: scores.numpy().argmax(axis=1) == answers.labels.numpy() for ratio, scores in answers.scores.items()}
-    rows, largest = [], max(hits)
+    rows, reference = [], max(hits, key=lambda ratio: (hits[ratio].sum(), ratio))
     for ratio in hits:
         cost = clip_cost(config, keep_ratio=ratio)
-        difference, error = (0.0, 0.0) if ratio == largest else paired_difference(hits[ratio], hits[largest])
+        difference, error = (0.0, 0.0) if ratio == reference else paired_difference(hits[ratio], hits[reference])
         rows.append(
             {
                 "keep_ratio": ratio,
@@ -225,25 +229,34 @@ def paired_difference(hits: np.ndarray, reference: np.ndarray) -> tuple[float, f
 
 
 def recommend(rows: Sequence[dict[str, Any]], num_videos: int, max_loss: float) -> dict[str, Any]:
-    """Return the smallest keep ratio that loses at most max_loss points, as all larger ones do, and how sure that is.
+    """Return the smallest keep ratio that loses at most max_loss points, and how sure that is.
 
-    rows: from the smallest ratio to the largest, against which the others lose. `loss_bound_points` is what the true
-    loss exceeds in 5 of 100 cases, taking the measured one as normally distributed, and `is_certain` says whether that
-    is within max_loss. From `certain_keep_ratio` on it is for every ratio; where that is the largest ratio,
-    `videos_needed` such videos would tell a loss of max_loss from none.
+    rows: from the smallest ratio to the largest, with their differences from the most accurate one, of equal ones the
+    largest: `reference_keep_ratio`. All ratios between that and the recommended one lose at most max_loss, too.
+    `loss_bound_points` is what the true loss exceeds in 5 of 100 cases, taking the measured one as normally
+    distributed, and `is_certain` says whether that is within max_loss. From `certain_keep_ratio` on it is for every
+    ratio up to the reference; where that is the reference, `videos_needed` such videos would tell a loss of max_loss
+    from none.
 
-    The ratio is chosen on the videos that its loss is measured on: on others it may lose a little more.
+    Reference and ratio are chosen on the videos that the loss is measured on: on others it may be a little different.
     """
+    reference = _most_accurate(rows)
+    rows = rows[: rows.index(reference) + 1]
     chosen = _smallest_of_run(rows, lambda row: -row["difference_points"] <= max_loss)
     certain = _smallest_of_run(rows, lambda row: _loss_bound(row) <= max_loss)
     return {
         **{key: chosen[key] for key in ("keep_ratio", "difference_points", "standard_error_points")},
+        "reference_keep_ratio": reference["keep_ratio"],
         "max_loss_points": max_loss,
         "loss_bound_points": _loss_bound(chosen),
         "is_certain": _loss_bound(chosen) <= max_loss,
         "certain_keep_ratio": certain["keep_ratio"],
         "videos_needed": math.ceil(num_videos * (ONE_SIDED_95 * chosen["standard_error_points"] / max_loss) ** 2),
     }
+
+
+def _most_accurate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: (row["difference_points"], row["keep_ratio"]))
 
 
 def _smallest_of_run(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -269,7 +282,7 @@ def as_text(summary: dict[str, Any]) -> str:
             f"{summary['model']}, whose own keep ratio is {summary['model_keep_ratio']:g}",
             f"{summary['device']} in {summary['dtype']}, {summary['clips_per_batch']} clips at a time; one process reads "
             f"{summary['read_clips_per_second']:.0f} clips/s, which is not in the table",
-            f"{header}   top-1 against keep ratio {rows[-1]['keep_ratio']:g}",
+            f"{header}   top-1 against keep ratio {summary['recommended']['reference_keep_ratio']:g}",
             *map(_line_of, rows),
             *_lines_of_recommendation(rows, summary["recommended"]),
             *_lines_of_use(summary),
@@ -291,27 +304,25 @@ def _points(row: dict[str, Any]) -> str:
 
 
 def _lines_of_recommendation(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) -> list[str]:
-    largest, ratio = rows[-1], recommended["keep_ratio"]
-    if ratio == largest["keep_ratio"]:
-        loss = -rows[-2]["difference_points"]
-        lines = [f"recommended    keep ratio {ratio:g}: at {rows[-2]['keep_ratio']:g}, {loss:.2f} points are lost"]
-    else:
-        row = next(row for row in rows if row["keep_ratio"] == ratio)
-        speed = row["clips_per_second"] / largest["clips_per_second"]
-        costs = f"{speed:.2f} times the clips/s, {row['gflops'] / largest['gflops']:.0%} of the GFLOPs"
-        lines = [f"recommended    keep ratio {ratio:g}: {_points(row)}, {costs}", _certainty(largest, recommended)]
-    best = max(rows, key=lambda row: row["top1"])
-    if best["difference_points"] > 0:
-        lines.append(f"most accurate  keep ratio {best['keep_ratio']:g}: {_points(best)}")
-    return lines
+    by_ratio = {row["keep_ratio"]: row for row in rows}
+    row, reference = (by_ratio[recommended[key]] for key in ("keep_ratio", "reference_keep_ratio"))
+    line = f"recommended    keep ratio {row['keep_ratio']:g}: "
+    if row is not reference:
+        speed = row["clips_per_second"] / reference["clips_per_second"]
+        costs = f"{speed:.2f} times the clips/s, {row['gflops'] / reference['gflops']:.0%} of the GFLOPs"
+        return [f"{line}{_points(row)}, {costs}", _certainty(recommended)]
+    if row is rows[0]:
+        return [f"{line}the smallest of all, and none is more accurate"]
+    below = rows[rows.index(row) - 1]
+    return [f"{line}at {below['keep_ratio']:g}, {-below['difference_points']:.2f} points are lost"]
 
 
-def _certainty(largest: dict[str, Any], recommended: dict[str, Any]) -> str:
+def _certainty(recommended: dict[str, Any]) -> str:
     allowed, certain = f"{recommended['max_loss_points']:g}", recommended["certain_keep_ratio"]
     bound = f"{max(recommended['loss_bound_points'], 0):.2f} points at 95 % confidence, {allowed} allowed"
     if recommended["is_certain"]:
         return f"certain        it loses at most {bound}"
-    if certain < largest["keep_ratio"]:
+    if certain < recommended["reference_keep_ratio"]:
         return f"not certain    it may lose {bound}; from keep ratio {certain:g} on that is certain"
     return f"not certain    it may lose {bound}; about {recommended['videos_needed']} videos tell {allowed} from none"
 

@@ -191,16 +191,15 @@ def draw_keep_ratios(rows: Sequence[dict], recommended: dict, path: str | Path) 
     """Draw accuracy, speed and operations over the keep ratio.
 
     rows, recommended: as `everest_hf.tune.tune_keep_ratio` returns them. The bars are the standard errors of the
-    differences from the largest ratio; what may be lost against it is shaded.
+    differences from the most accurate ratio; what may be lost against it is shaded.
     """
     ratios = [row["keep_ratio"] for row in rows]
     top1 = [100 * row["top1"] for row in rows]
     figure, axes = plt.subplots(1, 3, figsize=(13.8, 3.2), layout="constrained")
     accuracy, speed, work = axes
     allowed = recommended["max_loss_points"]
-    accuracy.axhspan(
-        top1[-1] - allowed, top1[-1], alpha=0.2, color="C2", lw=0, label=f"at most {allowed:g} points lost"
-    )
+    best = top1[ratios.index(recommended["reference_keep_ratio"])]
+    accuracy.axhspan(best - allowed, best, alpha=0.2, color="C2", lw=0, label=f"at most {allowed:g} points lost")
     errors = [row["standard_error_points"] for row in rows]
     accuracy.errorbar(ratios, top1, errors, marker="o", markersize=3, capsize=3, label="top-1")
     accuracy.set(title="accuracy", ylabel="top-1 (%)")

@@ -123,6 +123,10 @@ def test_figures_are_those_of_an_evaluation_at_that_keep_ratio(place, segments, 
     least, middle, dense = (row["top1"] for row in found["ratios"])
     assert middle > 1 / len(CLASSES)  # something was learned,
     assert least < dense  # and something is to be lost
+    best = max(found["ratios"], key=lambda row: (row["top1"], row["keep_ratio"]))
+    assert found["recommended"]["reference_keep_ratio"] == best["keep_ratio"]
+    for row in found["ratios"]:
+        assert row["difference_points"] == pytest.approx(100 * (row["top1"] - best["top1"]))
     assert (found["videos"], found["views"], found["clips_per_batch"]) == (30, [segments, crops], 6 * segments * crops)
 
 
@@ -220,12 +224,14 @@ def rows_of(*points: tuple[float, float, float]) -> list[dict]:
         ([-9.0, -1.0, -0.5, 0.0], 1.0, 0.3),  # as much as is allowed
         ([-0.5, -3.0, -0.5, 0.0], 1.0, 0.6),  # the smallest one holds by luck
         ([-9.0, -3.0, -2.0, 0.0], 1.0, 1.0),
-        ([-9.0, 4.0, 2.0, 0.0], 1.0, 0.3),  # better than with all tokens
+        ([-9.0, -0.5, 0.0, -2.0], 1.0, 0.3),  # more tokens than in training may be worse
+        ([0.0, -2.0, -3.0, -4.0], 1.0, 0.1),
         ([-9.0, -3.0, -0.5, 0.0], 50.0, 0.1),
     ],
 )
-def test_the_smallest_ratio_is_recommended_from_which_all_larger_ones_hold(differences, max_loss, ratio):
-    rows = rows_of(*zip((0.1, 0.3, 0.6, 1.0), differences, (1.0, 1.0, 1.0, 0.0), strict=True))
+def test_the_smallest_ratio_is_recommended_from_which_all_hold_up_to_the_most_accurate(differences, max_loss, ratio):
+    errors = [1.0 if difference else 0.0 for difference in differences]
+    rows = rows_of(*zip((0.1, 0.3, 0.6, 1.0), differences, errors, strict=True))
     assert recommend(rows, 500, max_loss)["keep_ratio"] == ratio
 
 
@@ -288,10 +294,11 @@ def test_what_is_said_of_a_recommendation():
 
     dense = said_of(rows_of((0.5, -4.0, 1.0), (1.0, 0.0, 0.0)), 200, 1.0)
     assert dense["recommended"] == "keep ratio 1: at 0.5, 4.00 points are lost"
-    assert "most accurate" not in dense
-    better = said_of(rows_of((0.3, 2.0, 1.0), (0.5, 2.5, 1.0), (1.0, 0.0, 0.0)), 200, 1.0)
-    assert better["certain"] == "it loses at most 0.00 points at 95 % confidence, 1 allowed"
-    assert better["most accurate"] == "keep ratio 0.5: +2.50 ± 1.00 points"
+    better = said_of(rows_of((0.3, -0.5, 0.2), (0.5, 0.0, 0.0), (1.0, -4.0, 1.0)), 200, 1.0)
+    assert better["recommended"] == "keep ratio 0.3: -0.50 ± 0.20 points, 1.67 times the clips/s, 60% of the GFLOPs"
+    assert better["certain"] == "it loses at most 0.83 points at 95 % confidence, 1 allowed"
+    smallest = said_of(rows_of((0.3, 0.0, 0.0), (1.0, -4.0, 1.0)), 200, 1.0)
+    assert smallest["recommended"] == "keep ratio 0.3: the smallest of all, and none is more accurate"
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
