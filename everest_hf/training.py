@@ -63,6 +63,8 @@ BAD_VIDEOS = "bad_videos.txt"
 HEAD = 8
 # The learning rate of a recipe is that of this total batch (method: linear scaling).
 REFERENCE_BATCH = 256
+# Devices for which PyTorch does a step of AdamW in one pass over the weights.
+FUSED_ADAMW = ("cpu", "cuda", "mps", "xpu")
 # The constants of SplitMix64, as signed numbers.
 _GOLDEN, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -452,7 +454,8 @@ def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: 
         layer_decay=recipe.layer_decay,
         num_layers=model.config.num_hidden_layers,
     )
-    optimizer = torch.optim.AdamW(groups, betas=tuple(recipe.betas))
+    is_fused = PartialState().device.type in FUSED_ADAMW
+    optimizer = torch.optim.AdamW(groups, betas=tuple(recipe.betas), fused=is_fused)
     factor = partial(
         cosine_schedule,
         total_steps=recipe.epochs * steps_per_epoch,
