@@ -165,7 +165,7 @@ class Bench:
         """Read clips with as many frames, evenly spaced, as the model takes: float32 (B, T, C, H, W), normalised."""
         clips = self.clips(kind, split)
         frames = torch.linspace(0, clips.shape[1] - 1, config.num_input_frames).round().long()
-        pixels = clips[ids][:, frames].to(self.device)
+        pixels = clips.index_select(0, ids).index_select(1, frames).to(self.device)
         return normalize(pixels, config.image_mean, config.image_std)
 
     def config(self, **fields) -> EverestConfig:
@@ -185,7 +185,7 @@ class Bench:
 
     def optimizer(self, model, lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
         groups = parameter_groups(model, lr=lr, weight_decay=WEIGHT_DECAY, num_layers=model.config.num_hidden_layers)
-        return torch.optim.AdamW(groups, betas=betas)
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
 
     def precision(self):
         """bfloat16 on a GPU, float32 on a CPU."""

@@ -63,6 +63,7 @@ from motion_runs import (
 from tqdm import tqdm
 
 from everest_hf.files import write_whole
+from everest_hf.memory import keep_freed_memory
 
 # ------------------------------------------------------------------------------------------------------------- plan
 
@@ -145,6 +146,7 @@ def start_process(size: Size, work: Path, device: torch.device, threads: int) ->
     """Prepare a process for the runs that it will be given."""
     global _bench
     torch.set_num_threads(threads)
+    keep_freed_memory()
     # Each run would name the head that it starts anew.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
