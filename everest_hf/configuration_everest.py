@@ -204,6 +204,14 @@ class EverestConfig(PretrainedConfig):
         """Whether tokens or frames are chosen by how much they change."""
         return self.token_selection == "motion" or self.num_input_frames > self.num_frames
 
+    def reads_mean_alone(self, training: bool) -> bool:
+        """Whether a classifier, its encoder in training or not, reads no more than the mean of the encoder's tokens.
+
+        A dropout after the last layer is each token's own, and comes before the mean.
+        """
+        has_dropout = training and self.hidden_dropout_prob > 0
+        return self.use_mean_pooling and not self.attentive_pooling and not has_dropout
+
     def num_kept_tokens(self, keep_ratio: float | None = None) -> int:
         """Number of tokens K that the encoder sees in fine-tuning and inference, at `keep_ratio` or the config's."""
         return self.count_tokens(self.keep_ratio if keep_ratio is None else keep_ratio)

@@ -120,8 +120,9 @@ def clip_cost(
     _add_embedding(work, config, task, keep_ratio, encoder_trained)
     sizes = config.hidden_size, config.intermediate_size
     checkpointed = gradient_checkpointing and encoder_trained
-    for _ in range(config.num_hidden_layers):
-        _add_layer(work, tokens, *sizes, trained=encoder_trained, checkpointed=checkpointed)
+    for i in range(config.num_hidden_layers):
+        mean = i == config.num_hidden_layers - 1 and _gives_mean(config, task)
+        _add_layer(work, tokens, *sizes, mean=mean, trained=encoder_trained, checkpointed=checkpointed)
     if task == "pretrain":
         _add_decoder(work, config, checkpointed)
     else:
@@ -136,6 +137,11 @@ def _check_task(task: str) -> None:
 
 def _encoder_tokens(config: EverestConfig, task: str, keep_ratio: float | None) -> int:
     return config.num_visible_tokens if task == "pretrain" else config.num_kept_tokens(keep_ratio)
+
+
+def _gives_mean(config: EverestConfig, task: str) -> bool:
+    """Whether the encoder's last layer gives the mean of its tokens, and not each."""
+    return task != "pretrain" and config.reads_mean_alone(training=task == "finetune")
 
 
 def _add_embedding(work: _Work, config: EverestConfig, task: str, keep_ratio: float | None, trained: bool) -> None:
@@ -159,18 +165,21 @@ def _add_layer(
     intermediate_size: int,
     *,
     given: int | None = None,
+    mean: bool = False,
     trained: bool = True,
     checkpointed: bool = False,
 ) -> None:
     """A transformer layer: query, key, value and output, then the two products of the MLP.
 
-    Key and value are of all tokens, the rest of those that it gives, by default all.
+    Key and value are of all tokens, the rest of those that it gives, by default all; the last product is of one token
+    where it gives their mean.
     """
     given = tokens if given is None else given
-    square, mlp, attention = 2 * (tokens + given) * dim**2, given * dim * intermediate_size, 2 * given * tokens * dim
+    square, attention, product = 2 * (tokens + given) * dim**2, 2 * given * tokens * dim, dim * intermediate_size
     # Nothing is kept of the last product of a layer, so it is not computed anew.
-    again = square + mlp + attention if checkpointed else 0
-    work.add(linear=square + 2 * mlp, attention=attention, trained=trained, again=again)
+    again = square + given * product + attention if checkpointed else 0
+    linear = square + (given + (1 if mean else given)) * product
+    work.add(linear=linear, attention=attention, trained=trained, again=again)
 
 
 def _add_decoder(work: _Work, config: EverestConfig, checkpointed: bool) -> None:
@@ -240,6 +249,8 @@ def clip_activations(config: EverestConfig, task: str, width: int = _FLOAT32, ch
     total = clip + layer  # the layer at work
     if task != "probe":
         total += tokens * config.tubelet_dim * width + config.num_hidden_layers * kept
+        if _gives_mean(config, task) and not checkpointing:
+            total -= tokens * config.intermediate_size * width  # what the last product reads of each token
     if task == "pretrain":
         total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing)
     elif config.attentive_pooling:

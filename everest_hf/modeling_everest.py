@@ -519,7 +519,7 @@ class EverestAttention(nn.Module):
 
 
 class EverestMLP(nn.Module):
-    """Two linear layers with an activation between them, on each token (..., D) alone."""
+    """Two linear layers with an activation between them, on each token (B, K, D) alone."""
 
     def __init__(self, config: EverestConfig, dim: int, intermediate_size: int):
         super().__init__()
@@ -527,8 +527,11 @@ class EverestMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+    def forward(self, x: torch.Tensor, mean: bool = False) -> torch.Tensor:
+        """x (B, K, D) gives (B, K, D), or with `mean` its mean over the tokens (B, 1, D)."""
+        hidden = self.activation(self.fc1(x))
+        # The mean of a linear layer's outputs is its output for the mean, at 1 / K of the work.
+        return self.fc2(hidden.mean(dim=1, keepdim=True) if mean else hidden)
 
 
 class EverestDropPath(nn.Module):
@@ -560,16 +563,17 @@ class EverestLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = EverestDropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, output_attentions: bool = False, first: int = 0):
+    def forward(self, x: torch.Tensor, output_attentions: bool = False, first: int = 0, mean: bool = False):
         """x (B, K, D) gives (B, K, D) and, where asked for, the weights (B, heads, K, K).
 
-        The tokens before `first` are attended to, and left out of what is given.
+        The tokens before `first` are attended to, and left out of what is given. With `mean`, the tokens' mean
+        (B, 1, D) is given.
         """
         tokens = self.norm1(x)
         attended, weights = self.attention(tokens, output_attentions, queries=tokens[:, first:])
         x = x[:, first:] + self.drop_path(self.dropout(attended))
-        x = x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
-        return x, weights
+        transformed = self.drop_path(self.dropout(self.mlp(self.norm2(x), mean)))
+        return (x.mean(dim=1, keepdim=True) if mean else x) + transformed, weights
 
 
 class EverestEncoder(nn.Module):
@@ -583,12 +587,18 @@ class EverestEncoder(nn.Module):
             EverestLayer(config, *sizes, config.intermediate_size, drop_path=rate) for rate in rates
         )
 
-    def forward(self, x: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
-        """x (B, K, D) gives (B, K, D), then the states before each layer and after the last, and the attentions."""
+    def forward(
+        self, x: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False, mean: bool = False
+    ):
+        """x (B, K, D) gives (B, K, D), then the states before each layer and after the last, and the attentions.
+
+        With `mean`, the tokens' mean (B, 1, D) comes first.
+        """
         hidden_states = [x] if output_hidden_states else []
         attentions: list[torch.Tensor] = []
-        for layer in self.layers:
-            x, weights = layer(x, output_attentions)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x, weights = layer(x, output_attentions, mean=mean and i == last)
             if output_hidden_states:
                 hidden_states.append(x)
             if output_attentions:
@@ -822,9 +832,11 @@ class EverestModel(EverestPreTrainedModel):
         """Put another `EverestPatchProjection` in the place of the patch projection."""
         self.embeddings.projection = value
 
-    def encode(self, hidden_states, output_hidden_states: bool = False, output_attentions: bool = False):
-        """Run layers and final norm on embedded tokens (B, K, D)."""
-        x, hidden_states, attentions = self.encoder(hidden_states, output_hidden_states, output_attentions)
+    def encode(
+        self, hidden_states, output_hidden_states: bool = False, output_attentions: bool = False, mean: bool = False
+    ):
+        """Run layers and final norm on embedded tokens (B, K, D), or on the mean (B, 1, D) that the layers give."""
+        x, hidden_states, attentions = self.encoder(hidden_states, output_hidden_states, output_attentions, mean)
         return x if self.layernorm is None else self.layernorm(x), hidden_states, attentions
 
     @can_return_tuple
@@ -982,7 +994,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
         Raises:
             ValueError: as `EverestModel.forward`, and for labels of another shape.
         """
-        outputs = self.everest(
+        embedded = self.everest.embeddings(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             noise=noise,
@@ -990,23 +1002,28 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             keep_ratio=keep_ratio,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_scores=output_scores,
-            output_hidden_states=self._wanted("output_hidden_states", output_hidden_states),
-            output_attentions=self._wanted("output_attentions", output_attentions),
-            return_dict=True,
         )
-        logits = self.classifier(self.dropout(self._pool(outputs.last_hidden_state)))
+        with_states = self._wanted("output_hidden_states", output_hidden_states)
+        mean_alone = self.config.reads_mean_alone(self.everest.training) and not with_states
+        x, hidden_states, attentions = self.everest.encode(
+            embedded.hidden_states,
+            with_states,
+            self._wanted("output_attentions", output_attentions),
+            mean=mean_alone,
+        )
+        logits = self.classifier(self.dropout(self._pool(x)))
         return EverestForVideoClassificationOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
-            kept_ids=outputs.kept_ids,
-            slots=outputs.slots,
-            scores=outputs.scores,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            kept_ids=embedded.kept_ids,
+            slots=embedded.slots,
+            scores=embedded.scores,
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
-        """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D)."""
+        """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D), or of their mean (B, 1, D)."""
         if self.fc_norm is None:
             return x[:, 0]
         return self.fc_norm(x.mean(dim=1) if self.pooling is None else self.pooling(x))

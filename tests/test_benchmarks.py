@@ -115,8 +115,8 @@ def test_efficiency_measures_every_keep_ratio_beside_videomae(efficiency):
             if case["model"] == "everest":
                 assert case["flops"] == pytest.approx(case["flops_by_formula"], rel=0.01)
     for task in ("finetuning", "inference"):
-        # The same network: only the head's norm and what embeds differ, and those little.
-        assert groups[task][dense]["flops"] == pytest.approx(groups[task][videomae]["flops"], rel=0.02)
+        # The same network: the last product of ours is of the tokens' mean, the head's norm and what embeds differ little.
+        assert 0.85 < groups[task][dense]["flops"] / groups[task][videomae]["flops"] < 1
         assert groups[task][dense]["parameters"] == pytest.approx(groups[task][videomae]["parameters"], rel=0.02)
         assert groups[task][kept]["flops"] < 0.8 * groups[task][dense]["flops"]
     assert out.with_suffix(".md").read_text() in printed

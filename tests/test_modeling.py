@@ -613,6 +613,27 @@ def test_gradient_checkpointing_gives_the_same_gradients(model_class, reentrant)
     assert len(calls) == 2 * len(layers)  # each ran again in the backward pass
 
 
+# Dropout in training, and another pooling, need each token of the last layer.
+@pytest.mark.parametrize(
+    ("overrides", "given_in_training", "given_in_evaluation"),
+    [({"drop_path_rate": 0.3}, 1, 1), ({"hidden_dropout_prob": 0.3}, 27, 1), ({"attentive_pooling": True}, 27, 27)],
+)
+def test_the_mean_taken_in_the_last_layer_is_that_of_its_tokens(overrides, given_in_training, given_in_evaluation):
+    model = build(EverestForVideoClassification, **overrides).double()
+    given = []
+    last = model.everest.encoder.layers[-1]
+    last.register_forward_hook(lambda module, args, result: given.append(result[0].shape[1]))
+    for training, expected in (True, given_in_training), (False, given_in_evaluation):
+        model.train(training)
+        given.clear()
+        results = []
+        for output_hidden_states in (False, True):
+            torch.manual_seed(1)  # of dropout and drop path
+            results.append(gradients(model, clips().double(), output_hidden_states=output_hidden_states))
+        assert given == [expected, 27]
+        assert_same_gradients(*results)
+
+
 def test_frozen_weights_stay_without_gradient():
     model = build(EverestForVideoClassification)
     model.everest.requires_grad_(False)
