@@ -74,11 +74,19 @@ def _remembered(function: Callable, path: str, *version: int):
     return function(path)
 
 
+# Up to PyAV 18 metadata that is no UTF-8 is an error unless asked otherwise; later versions read it and take no such word.
+_LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def open_container(source: str | bytes) -> av.container.InputContainer:
+    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises."""
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", **_LENIENT)
+
+
 @contextmanager
 def _demuxer(source: str | bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        container = av.open(file, "r", metadata_errors="ignore")
+        container = open_container(source)
     except av.error.FFmpegError as error:
         raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
     with container:
@@ -172,8 +180,8 @@ def _seconds(container: av.container.InputContainer, stream: av.VideoStream) -> 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y."""
     side_data: Any = frame.side_data  # annotated as a dict of something else
-    data = next((bytes(d) for d in side_data if d.type.name == "DISPLAYMATRIX"), None)
-    numbers = struct.unpack("=9i", data) if data else (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    data = side_data.get("DISPLAYMATRIX")
+    numbers = (1, 0, 0, 0, 1, 0, 0, 0, 1) if data is None else struct.unpack("=9i", bytes(data))
     a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
     if not any((a, b, c, d)):  # players ignore it
         return 1, 0, 0, 1

@@ -191,6 +191,26 @@ def without_autocast(device_type: str):
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
+def splits_products(device: torch.device) -> bool:
+    """Whether products in float32 are made of three in bf16 there: on NVIDIA's GPUs that have matrix units for it."""
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def split_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return x (..., P) times weight (D, P) as (..., D), all float32, by matrix units for bf16.
+
+    Either side is a sum of two numbers in bf16, x = x1 + x2, which hold 16 of its 24 bits; x1 w1 + x1 w2 + x2 w1 is one
+    product over three times P, added up in float32. It errs by 5e-6 of the result, and takes a third of the time.
+    """
+    x1, w1 = x.bfloat16(), weight.bfloat16()
+    x2, w2 = (x - x1.float()).bfloat16(), (weight - w1.float()).bfloat16()
+    rows, columns = torch.cat([x1, x1, x2], dim=-1), torch.cat([w1, w2, w1], dim=-1)
+    product = torch.mm(rows.flatten(0, -2), columns.T, out_dtype=torch.float32)
+    return product.unflatten(0, x.shape[:-1])
+
+
 class EverestPatchProjection(nn.Linear):
     """The 3-D patch projection as a matrix product over a token's pixels."""
 
@@ -203,6 +223,8 @@ class EverestPatchProjection(nn.Linear):
         if not float32:
             return super().forward(patches.to(self.weight.dtype))
         with without_autocast(patches.device.type):
+            if splits_products(patches.device):
+                return split_linear(patches.float(), self.weight.float()) + self.bias.float()
             return F.linear(patches.float(), self.weight.float(), self.bias.float())
 
 
@@ -264,7 +286,7 @@ class EverestEmbeddings(nn.Module):
 
         embeddings = scores = slots = None
         if by_motion or oversampled or output_scores:
-            embeddings = self._embed_all(patches)  # (B, c * S, D)
+            embeddings = self._embed_all(patches, num_candidates)  # (B, c * S, D)
             scores = motion_scores(embeddings.unflatten(1, (num_candidates, -1)))  # (B, c * S)
             if oversampled:
                 slots = self._select_slots(scores, num_candidates, grid_size, pretraining, frame_noise)  # (B, t)
@@ -297,20 +319,28 @@ class EverestEmbeddings(nn.Module):
     # -------------------------------------------------------------------------------------------- embedding
 
     @torch.no_grad()
-    def _embed_all(self, patches: torch.Tensor) -> torch.Tensor:
-        """Embed every token in float32, for the scores; no gradient, so nothing is kept for the backward pass."""
+    def _embed_all(self, patches: torch.Tensor, num_candidates: int) -> torch.Tensor:
+        """Embed every token in float32, for the scores; no gradient, so nothing is kept for the backward pass.
+
+        Where products are split, tokens are embedded as they differ from the first slot: their distances are the same,
+        and the error of a small one is as small as itself.
+        """
+        if splits_products(patches.device):
+            slots = patches.unflatten(1, (num_candidates, -1))  # (B, c, S, P)
+            patches = (slots.float() - slots[:, :1].float()).flatten(1, 2)
         return self.projection(patches, float32=True)
 
     def _embed_kept(self, patches, embeddings, ids) -> torch.Tensor:
         """Embed the kept tokens (all for ids None).
 
         In training they are projected again, from their own pixels: that costs a share of one projection, and what
-        the backward pass stores and computes is then proportional to the kept tokens, not to all.
+        the backward pass stores and computes is then proportional to the kept tokens, not to all. So they are where
+        products are split, and the embeddings not those of the tokens alone.
         """
         needs_gradient = torch.is_grad_enabled() and (
             patches.requires_grad or any(weight.requires_grad for weight in self.projection.parameters())
         )
-        if embeddings is None or needs_gradient:
+        if embeddings is None or needs_gradient or splits_products(patches.device):
             return self.projection(patches if ids is None else gather_tokens(patches, ids))
         kept = embeddings if ids is None else gather_tokens(embeddings, ids)
         return kept.to(self._working_dtype(patches.device.type))

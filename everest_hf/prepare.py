@@ -1,7 +1,6 @@
 """Videos made ready for training: H.264, small, a key frame every few frames, so that a random clip decodes fast."""
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .data import VIDEO_SUFFIXES, class_names_of, load_videos
 from .data.tables import arguments_of, columns_of, open_table
+from .decoders import open_container
 from .parallel import map_videos, video_of
 from .video import VideoError, _check_source, frame_indices, read_clip
 
@@ -280,7 +280,7 @@ def _tag(source: str | bytes, name: str, encoding: Encoding) -> str:
 
 def _tag_of(path: Path) -> str | None:
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with open_container(str(path)) as container:
             return container.metadata.get("comment")
     except (OSError, av.error.FFmpegError):
         return None
@@ -289,9 +289,7 @@ def _tag_of(path: Path) -> str | None:
 def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
     """Yield the frames of a video, upright; frame i is at the time i / rate."""
     try:
-        with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, "r", metadata_errors="ignore"
-        ) as container:
+        with open_container(source) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise ValueError("there is no video in it")

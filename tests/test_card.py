@@ -9,7 +9,6 @@ import yaml
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from tiny import tiny_config
-from torch.utils.flop_counter import FlopCounterMode
 from videos import write_clip
 
 from everest_hf import (
@@ -20,6 +19,7 @@ from everest_hf import (
     card,
 )
 from everest_hf.card import RunFacts, hardware_of, make_card, named_for_hub, public_path, write_card
+from everest_hf.cost import operations_counter
 from everest_hf.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -209,7 +209,7 @@ def test_the_cost_of_a_clip_is_what_the_model_computes(model_class, tmp_path):
     folder = save(tmp_path, model_class)
     model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
     # A pass of pre-training is one with gradients, which embeds the kept tokens again.
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(model_class is EverestForPreTraining):
+    with operations_counter() as counter, torch.set_grad_enabled(model_class is EverestForPreTraining):
         model(torch.randn(1, 12, 3, 24, 40))
     told = re.search(r"A forward pass of a clip takes (\S+) GFLOPs", make_card(folder))[1]
     assert float(told) == pytest.approx(counter.get_total_flops() / 1e9, rel=0.01)

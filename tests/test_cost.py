@@ -8,10 +8,9 @@ import torch
 from tiny import tiny_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
-from everest_hf.cost import clip_activations, clip_cost, count_parameters, training_memory
+from everest_hf.cost import clip_activations, clip_cost, count_parameters, operations_counter, training_memory
 
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "model.json"
 SMALL = {
@@ -63,9 +62,9 @@ def counted(config, task, **kwargs):
     """Return what torch counts of one clip: operations of the forward and of the backward pass."""
     with FakeTensorMode():
         forward, _ = step_of(config, task, **kwargs)
-        with FlopCounterMode(display=False) as ahead:
+        with operations_counter() as ahead:
             output = forward()
-        with FlopCounterMode(display=False) as back:
+        with operations_counter() as back:
             if task != "inference":
                 output.loss.backward()
     return ahead.get_total_flops(), back.get_total_flops()

@@ -8,9 +8,9 @@ from tiny import tiny_config
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel
+from everest_hf.cost import operations_counter
 from everest_hf.modeling_everest import patchify, pixel_targets
 
 MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
@@ -52,7 +52,7 @@ def saved_bytes(function, model):
 
 
 def backward_flops(loss):
-    with FlopCounterMode(display=False) as counter:
+    with operations_counter() as counter:
         loss.backward()
     return counter.get_total_flops()
 
@@ -113,7 +113,7 @@ def test_the_forward_pass_of_the_embedding_projects_all_tokens_once_and_the_kept
     pixel_values = clips(model.config)
 
     def forward_flops(keep_ratio):
-        with FlopCounterMode(display=False) as counter:
+        with operations_counter() as counter:
             model.embeddings(pixel_values, keep_ratio=keep_ratio)
         return counter.get_total_flops() / (2 * 2 * PIXELS * 64)
 
@@ -127,14 +127,14 @@ def test_the_forward_pass_of_the_embedding_projects_all_tokens_once_and_the_kept
 def test_frozen_projections_are_not_computed_twice():
     model = build(EverestModel)
     model.embeddings.projection.requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    with operations_counter() as counter:
         model.embeddings(clips(model.config), keep_ratio=0.3)
     assert counter.get_total_flops() == 2 * 2 * TOKENS * PIXELS * 64
 
 
 def test_dense_costs_what_a_plain_vit_costs_but_for_the_last_product():
     model = build(EverestForVideoClassification)
-    with FlopCounterMode(display=False) as counter:
+    with operations_counter() as counter:
         model(clips(model.config), keep_ratio=1)
     n, d, mlp, layers = TOKENS, 64, 128, 2
     layer = 4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp
