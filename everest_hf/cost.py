@@ -227,11 +227,13 @@ def training_memory(
     moving_average: bool = False,
     num_processes: int = 1,
     sharded: bool = False,
+    on_cpu: bool = False,
 ) -> TrainingMemory:
     """Estimate the memory of one process that trains with AdamW on batches of `batch_size` clips.
 
     mixed_precision: "no" (float32), or another of Accelerate's, taken as 16 bits over weights of 32. num_processes:
-    of the run; without `sharded` (FSDP2, ZeRO 3) each holds everything, and a bucket of gradients to exchange.
+    of the run; without `sharded` (FSDP2, ZeRO 3) each holds everything, and a bucket of gradients to exchange. on_cpu:
+    there the outputs of the activation are kept, which a GPU computes anew.
 
     Not in it: the runtime of the device (on a GPU a few hundred MB), what its allocator leaves unused, and the weights
     of attention where it is not fused, as in 16 bits on a CPU.
@@ -250,24 +252,27 @@ def training_memory(
         weights=weights // shards + (2 * parameters.total // shards if half else 0),
         gradients=_FLOAT32 * copies * parameters.trained // shards,
         moments=2 * _FLOAT32 * parameters.trained // shards,
-        activations=batch_size * clip_activations(config, task, width, gradient_checkpointing),
+        activations=batch_size * clip_activations(config, task, width, gradient_checkpointing, on_cpu),
     )
 
 
-def clip_activations(config: EverestConfig, task: str, width: int = _FLOAT32, checkpointing: bool = False) -> int:
+def clip_activations(
+    config: EverestConfig, task: str, width: int = _FLOAT32, checkpointing: bool = False, on_cpu: bool = False
+) -> int:
     """Estimate the bytes that a clip takes in a training step, for numbers of `width` bytes (4, or 2 for autocast)."""
     tokens, dim = _encoder_tokens(config, task, None), config.hidden_size
     frames, (height, width_of_frame) = config.num_input_frames, config.frame_size
     clip = (1 + _FLOAT32) * frames * config.num_channels * height * width_of_frame  # as it came, and normalised
     layer = _layer_activations(tokens, dim, config.intermediate_size, config.num_attention_heads, width)
-    kept = tokens * dim * width if checkpointing else layer
+    activated = tokens * config.intermediate_size * width
+    kept = tokens * dim * width if checkpointing else layer - (0 if on_cpu else activated)
     total = clip + layer  # the layer at work
     if task != "probe":
         total += tokens * config.tubelet_dim * width + config.num_hidden_layers * kept
-        if _gives_mean(config, task) and not checkpointing:
-            total -= tokens * config.intermediate_size * width  # what the last product reads of each token
+        if _gives_mean(config, task) and not checkpointing and on_cpu:
+            total -= activated  # what the last product reads of each token
     if task == "pretrain":
-        total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing)
+        total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing, on_cpu)
     elif config.attentive_pooling:
         key_and_value = (3 if width < _FLOAT32 else 2) * tokens * dim * width  # and the norm's output, cast once more
         total += _norm_activations(tokens, dim, width) + key_and_value
@@ -294,11 +299,13 @@ def _layer_activations(
     return norms + attention + 2 * some * intermediate_size * width
 
 
-def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool) -> int:
+def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool, on_cpu: bool) -> int:
     tokens, targets, dim = config.num_informative_tokens, config.num_target_tokens, config.decoder_hidden_size
     sizes = dim, config.decoder_intermediate_size, config.decoder_num_attention_heads
     kept = last = tokens * dim * width
     if not checkpointing:
         kept, last = (_layer_activations(tokens, *sizes, width, given) for given in (None, targets))
+        if not on_cpu:
+            kept, last = kept - tokens * sizes[1] * width, last - targets * sizes[1] * width
     pixels = targets * config.tubelet_dim * (2 * _FLOAT32 + (width if width < _FLOAT32 else 0))
     return (config.decoder_num_hidden_layers - 1) * kept + last + _norm_activations(targets, dim, width) + pixels

@@ -130,6 +130,7 @@ def _memory(config: EverestConfig, recipe: Recipe, accelerator: Accelerator) -> 
         moving_average=recipe.ema > 0,
         num_processes=accelerator.num_processes,
         sharded=accelerator.distributed_type == DistributedType.FSDP or (zero is not None and zero.zero_stage == 3),
+        on_cpu=accelerator.device.type == "cpu",
     )
     parts = {
         "weights": memory.weights,

@@ -161,12 +161,12 @@ def test_parameters_are_those_of_the_model(task):
 def test_activations_are_what_autograd_keeps(size, task, checkpointing):
     config = EverestConfig(**SIZES[size], num_hidden_layers=6)
     deeper = EverestConfig(**SIZES[size], num_hidden_layers=8)
-    estimates = [clip_activations(each, task, checkpointing=checkpointing) for each in (config, deeper)]
+    estimates = [clip_activations(each, task, checkpointing=checkpointing, on_cpu=True) for each in (config, deeper)]
     kept = [kept_bytes(each, task, checkpointing=checkpointing) for each in (config, deeper)]
     assert estimates[1] - estimates[0] == pytest.approx(kept[1] - kept[0], rel=1e-3)
     # Beside that: a layer at work, and the clip as bytes and as floats.
     clip = 16 * 3 * 224 * 224
-    layer = (clip_activations(deeper, task) - clip_activations(config, task)) / 2
+    layer = (clip_activations(deeper, task, on_cpu=True) - clip_activations(config, task, on_cpu=True)) / 2
     assert estimates[0] - layer - 5 * clip == pytest.approx(kept[0], rel=0.02)
 
 
@@ -183,7 +183,7 @@ def test_memory_is_near_what_was_measured(index):
     config = EverestConfig(**SIZES[measured["size"]], num_labels=101)
     task = {"pretraining": "pretrain", "finetuning": "finetune"}[measured["task"]]
     half = measured["dtype"] == "bf16"
-    memory = training_memory(config, task, measured["batch"], mixed_precision="bf16" if half else "no")
+    memory = training_memory(config, task, measured["batch"], mixed_precision="bf16" if half else "no", on_cpu=True)
     least = memory.total - min(memory.activations, memory.gradients)
     # In 16 bits a CPU keeps the weights of attention too, which are not in the estimate.
     tolerance = 0.35 if half else 0.05

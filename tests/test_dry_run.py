@@ -104,7 +104,7 @@ def test_size_and_cost_are_those_of_the_model(place, monkeypatch, task):
     assert ("from encoder" if task != "pretrain" else "new") in lines["model"]
     forward, step = f"{cost.forward / 1e9:.4g} GFLOPs forward", f"{cost.total / 1e9:.4g} in a training step"
     assert lines["a clip"] == f"12 frames of 24 x 40, {forward}, {step}"
-    memory = training_memory(config, task, 2).total / 2**30
+    memory = training_memory(config, task, 2, on_cpu=True).total / 2**30
     assert lines["memory"].startswith(f"about {memory:.3g} GiB a process in fp32: ")
 
 

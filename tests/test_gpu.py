@@ -62,7 +62,7 @@ def test_three_products_in_16_bits_give_one_in_32():
     x, weight = (torch.randn(*shape, generator=generator) for shape in ((2, 50, 1536), (768, 1536)))
     exact = x.double() @ weight.double().T
     error = (split_linear(x.to(GPU), weight.to(GPU)).cpu().double() - exact).norm() / exact.norm()
-    assert error < 1e-5
+    assert error < 3e-5
     assert (x.bfloat16().double() @ weight.bfloat16().double().T - exact).norm() / exact.norm() > 1e-3
 
 
@@ -199,7 +199,7 @@ def test_training_runs_in_every_precision(place, mixed_precision):
     assert losses[-1] < losses[0]
     weights = load_file(place / finetune / "model" / "model.safetensors")
     assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
-    assert "top1" in log_of(place / finetune)[-1]
+    assert "val_top1" in log_of(place / finetune)[-1]
 
 
 def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(place):
