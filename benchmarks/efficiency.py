@@ -18,7 +18,8 @@ GFLOPs          of a clip: as torch.utils.flop_counter counts them, and by the f
                 two are more than 1 % apart, the run ends with an error. Both take attention as one fused kernel.
 utilisation     counted operations a second over those of a large matrix product in the same dtype, which takes turns
                 with the steps.
-peak memory     of a process of its own for each case: see `measure.peak_bytes`. Its clips are made, not read.
+peak memory     on a CPU of a process of its own for each case, whose clips are made, not read: see
+                `measure.peak_bytes`. On a GPU the most that tensors hold during a step, without those of other cases.
 largest batch   with --memory: the most clips whose peak stays within so many GiB. It is foretold from the peaks of two
                 batches, run, and corrected by what the runs show; on a GPU they get no more memory than that.
 
@@ -195,10 +196,11 @@ def build_product(dtype: str, device: torch.device):
 
 
 def measure_memory(cases: dict[str, Case], memory: float | None, attempt: Attempts, bar: tqdm) -> dict[str, dict]:
-    """Return each case's peak memory and, for `memory` GiB, its largest batch."""
+    """Return each case's peak memory (a GPU's is taken with the times) and, for `memory` GiB, its largest batch."""
     figures = {}
     for name, case in cases.items():
-        figures[name] = {"peak_bytes": attempt(name, peak_bytes_of, case)}
+        on_gpu = torch.device(case.device).type == "cuda"
+        figures[name] = {"peak_bytes": None if on_gpu else attempt(name, peak_bytes_of, case)}
         if memory is not None:
             figures[name]["largest_batch"] = largest_batch(case, int(memory * 2**30))
         bar.update(rough_cost(case))
@@ -228,6 +230,11 @@ def measure_times(cases: dict[str, Case], args: argparse.Namespace, attempt: Att
     calls = {name: partial(attempt, name, step, **overrides_of(cases[name])) for name, step in steps.items()}
     calls["product"] = multiply
     warm_up(calls, cases, args)
+    if args.device.type == "cuda":
+        held = {id(step): step.held_bytes for step in steps.values()}
+        for name, step in steps.items():
+            peak = attempt(name, measure.gpu_peak_bytes, calls[name], args.device)
+            figures[name]["peak_bytes"] = None if peak is None else peak - sum(held.values()) + held[id(step)]
     seconds = measure.interleave(calls, args.repeats, args.device, warmup=0, patience=args.patience)
     for name in figures:
         figures[name] |= measure.summary(seconds[name])

@@ -131,15 +131,24 @@ def peak_bytes(build, device: torch.device, warmup: int = 1, limit: int | None =
     for _ in range(warmup):
         step()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset_resident_peak()
+        return gpu_peak_bytes(step, device)
+    reset_resident_peak()
     step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
     return resident_bytes()[1] - before
+
+
+def gpu_peak_bytes(step, device: torch.device) -> int:
+    """Return the most that this process's tensors hold on a GPU during a step."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def allocated_bytes(device: torch.device) -> int:
+    """Return what this process's tensors hold on a GPU; of a CPU that is not known, and 0."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def forget() -> None:

@@ -190,10 +190,12 @@ class Step:
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.case = case
+        before = measure.allocated_bytes(torch.device(case.device))
         self.model, self.inputs = build_model(case), build_inputs(case)
         self.forward = torch.compile(self.model, dynamic=False) if case.compile else self.model
         self.trains = case.task != "inference"
         self.optimizer = self._optimizer() if self.trains else None
+        self.held_bytes = measure.allocated_bytes(torch.device(case.device)) - before  # on a GPU, between its calls
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return an optimizer that has its moments already, so that the first step is as every other."""
