@@ -6,6 +6,8 @@ import signal
 # Nothing may come from a network, and the commands that the tests start share the cores with the tests.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+# Training is tested on a CPU also where there is a GPU, for which test_gpu.py is.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 
 import torch
 

@@ -190,6 +190,8 @@ def launch(*arguments, cwd: Path, mixed_precision: str = "no") -> subprocess.Com
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
 def test_training_runs_in_every_precision(place, mixed_precision):
+    if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("needs a GPU that has bf16")
     pretrain, finetune = f"pretrain-{mixed_precision}", f"finetune-{mixed_precision}"
     launch("pretrain.yaml", "--output_dir", pretrain, cwd=place, mixed_precision=mixed_precision)
     model = ["--model", f"{pretrain}/model"]
