@@ -160,8 +160,9 @@ def _in_short(times: list[int]) -> Sequence[int]:
 def _check_count(container: av.container.InputContainer, stream: av.VideoStream) -> None:
     # decord makes room for as many frames as are declared, and where there is no room its process ends.
     count = stream.frames or float(stream.average_rate or 0) * (container.duration or 0) / av.time_base
-    if not 0 <= count <= container.size:
-        raise ValueError(f"its header is damaged: it declares {count:.0f} frames in {container.size} bytes")
+    size: Any = container.size  # files and bytes have one
+    if not 0 <= count <= size:
+        raise ValueError(f"its header is damaged: it declares {count:.0f} frames in {size} bytes")
 
 
 def _first_frame(packet: av.Packet) -> av.VideoFrame | None:

@@ -294,7 +294,10 @@ def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
             if not isinstance(stream, av.VideoStream):
                 raise ValueError("there is no video in it")
             stream.codec_context.thread_count = 1  # the processes are the parallelism
-            time_base = 1 / Fraction(stream.average_rate or DEFAULT_FPS).limit_denominator(1001)
+            rate: Any = (
+                stream.average_rate or DEFAULT_FPS
+            )  # annotated as another class from one version of PyAV to the next
+            time_base = 1 / Fraction(rate).limit_denominator(1001)
             packets, place = 0, 0
             for packet in container.demux(stream):
                 packets += packet.size > 0
@@ -346,8 +349,8 @@ def _add_stream(container: av.container.OutputContainer, frame: av.VideoFrame, e
     # "fastdecode" leaves out what costs a decoder most; B-frames would make it read ahead.
     options = {"preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1"}
     options |= {"crf": str(encoding.crf), "g": str(encoding.gop)}
-    rate = 1 / Fraction(frame.time_base)  # type: ignore[arg-type]  # `_frames` has set it
-    stream = container.add_stream("libx264", rate=rate, options=options)
+    time_base: Any = frame.time_base  # `_frames` has set it
+    stream = container.add_stream("libx264", rate=1 / Fraction(time_base), options=options)
     stream.height, stream.width = encoding.size(frame.height, frame.width)
     stream.pix_fmt = "yuv420p"
     for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
