@@ -231,10 +231,12 @@ def measure_times(cases: dict[str, Case], args: argparse.Namespace, attempt: Att
     calls["product"] = multiply
     warm_up(calls, cases, args)
     if args.device.type == "cuda":
-        held = {id(step): step.held_bytes for step in steps.values()}
-        for name, step in steps.items():
-            peak = attempt(name, measure.gpu_peak_bytes, calls[name], args.device)
-            figures[name]["peak_bytes"] = None if peak is None else peak - sum(held.values()) + held[id(step)]
+        held = {
+            cases[name].model: step.held_bytes for name, step in steps.items()
+        }  # by model, whose cases share a step
+        for name in steps:
+            of_others = sum(held.values()) - held[cases[name].model]
+            figures[name]["peak_bytes"] = measure.gpu_peak_bytes(calls[name], args.device) - of_others
     seconds = measure.interleave(calls, args.repeats, args.device, warmup=0, patience=args.patience)
     for name in figures:
         figures[name] |= measure.summary(seconds[name])

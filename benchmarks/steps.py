@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import measure
 import torch
@@ -218,6 +218,10 @@ class Step:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
+    @cached_property
+    def _model_on_cpu(self) -> torch.nn.Module:
+        return self.model if self.model.device.type == "cpu" else build_model(replace(self.case, device="cpu"))
+
     def count_flops(self, **overrides) -> int:
         """Return what torch counts of the operations of a clip, in float32, where attention is one fused kernel.
 
@@ -225,7 +229,7 @@ class Step:
         where VideoMAE pre-trains the step itself is run: how many tokens its mask leaves must be read from it.
         """
         runs = "bool_masked_pos" in self.inputs
-        model = self.model if runs else build_model(replace(self.case, device="cpu"))
+        model = self.model if runs else self._model_on_cpu
         clip = {name: value[:1] if runs else value[:1].cpu() for name, value in self.inputs.items()}
         mode = nullcontext() if runs else FakeTensorMode(allow_non_fake_inputs=True)
         with torch.set_grad_enabled(self.trains), mode, operations_counter() as counter:

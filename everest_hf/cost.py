@@ -263,16 +263,15 @@ def clip_activations(
     tokens, dim = _encoder_tokens(config, task, None), config.hidden_size
     frames, (height, width_of_frame) = config.num_input_frames, config.frame_size
     clip = (1 + _FLOAT32) * frames * config.num_channels * height * width_of_frame  # as it came, and normalised
-    layer = _layer_activations(tokens, dim, config.intermediate_size, config.num_attention_heads, width)
-    activated = tokens * config.intermediate_size * width
-    kept = tokens * dim * width if checkpointing else layer - (0 if on_cpu else activated)
-    total = clip + layer  # the layer at work
+    sizes, sides = (dim, config.intermediate_size, config.num_attention_heads), 2 if on_cpu else 1
+    kept = tokens * dim * width if checkpointing else _layer_activations(tokens, *sizes, width, sides=sides)
+    total = clip + _layer_activations(tokens, *sizes, width)  # the layer at work
     if task != "probe":
         total += tokens * config.tubelet_dim * width + config.num_hidden_layers * kept
         if _gives_mean(config, task) and not checkpointing and on_cpu:
-            total -= activated  # what the last product reads of each token
+            total -= tokens * config.intermediate_size * width  # what the last product reads of each token
     if task == "pretrain":
-        total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing, on_cpu)
+        total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing, sides)
     elif config.attentive_pooling:
         key_and_value = (3 if width < _FLOAT32 else 2) * tokens * dim * width  # and the norm's output, cast once more
         total += _norm_activations(tokens, dim, width) + key_and_value
@@ -285,9 +284,15 @@ def _norm_activations(tokens: int, dim: int, width: int) -> int:
 
 
 def _layer_activations(
-    tokens: int, dim: int, intermediate_size: int, num_heads: int, width: int, given: int | None = None
+    tokens: int,
+    dim: int,
+    intermediate_size: int,
+    num_heads: int,
+    width: int,
+    given: int | None = None,
+    sides: int = 2,
 ) -> int:
-    """What a transformer layer keeps: two norms, query, key, value and output of attention, both sides of the GELU.
+    """What a transformer layer keeps: two norms, query, key, value and output of attention, one side of the GELU or both.
 
     The first norm, key and value are of all tokens, the rest of those that it gives, by default all.
     """
@@ -296,16 +301,14 @@ def _layer_activations(
     copies = (tokens if is_half else 0) + (some if is_half or some < tokens else 0)
     attention = (2 * tokens + 2 * some + copies) * dim * width + num_heads * some * _FLOAT32
     norms = _norm_activations(tokens, dim, width) + _norm_activations(some, dim, width)
-    return norms + attention + 2 * some * intermediate_size * width
+    return norms + attention + sides * some * intermediate_size * width
 
 
-def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool, on_cpu: bool) -> int:
+def _decoder_activations(config: EverestConfig, width: int, checkpointing: bool, sides: int) -> int:
     tokens, targets, dim = config.num_informative_tokens, config.num_target_tokens, config.decoder_hidden_size
     sizes = dim, config.decoder_intermediate_size, config.decoder_num_attention_heads
     kept = last = tokens * dim * width
     if not checkpointing:
-        kept, last = (_layer_activations(tokens, *sizes, width, given) for given in (None, targets))
-        if not on_cpu:
-            kept, last = kept - tokens * sizes[1] * width, last - targets * sizes[1] * width
+        kept, last = (_layer_activations(tokens, *sizes, width, given, sides) for given in (None, targets))
     pixels = targets * config.tubelet_dim * (2 * _FLOAT32 + (width if width < _FLOAT32 else 0))
     return (config.decoder_num_hidden_layers - 1) * kept + last + _norm_activations(targets, dim, width) + pixels

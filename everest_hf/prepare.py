@@ -294,9 +294,8 @@ def _frames(source: str | bytes, name: str) -> Iterator[av.VideoFrame]:
             if not isinstance(stream, av.VideoStream):
                 raise ValueError("there is no video in it")
             stream.codec_context.thread_count = 1  # the processes are the parallelism
-            rate: Any = (
-                stream.average_rate or DEFAULT_FPS
-            )  # annotated as another class from one version of PyAV to the next
+            # Annotated as another class from one version of PyAV to the next.
+            rate: Any = stream.average_rate or DEFAULT_FPS
             time_base = 1 / Fraction(rate).limit_denominator(1001)
             packets, place = 0, 0
             for packet in container.demux(stream):

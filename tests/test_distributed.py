@@ -256,7 +256,6 @@ def test_what_does_not_go_with_deepspeed_is_said_first(place, settings, precisio
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its processes would run on the GPU")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_processes_without_devices_do_not_run_each_alone(place):
     environment = {"ACCELERATE_USE_CPU": "false"}
     results = train_on(2, "pretrain.yaml", "--output_dir", "no", cwd=place, environment=environment)
