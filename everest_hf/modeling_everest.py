@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
@@ -559,6 +559,11 @@ class EverestAttention(nn.Module):
         return self.output(x.flatten(2)), weights if output_attentions else None
 
 
+# Tokens whose hidden layer a CPU makes at a time in inference. One of all tokens of a batch is so large that the system
+# maps and clears it anew in each layer, which takes longer than the activation (benchmarks/mlp.py).
+_TOKENS_AT_A_TIME = 2048
+
+
 class EverestMLP(nn.Module):
     """Two linear layers with an activation between them, on each token (B, K, D) alone."""
 
@@ -570,6 +575,14 @@ class EverestMLP(nn.Module):
 
     def forward(self, x: torch.Tensor, mean: bool = False) -> torch.Tensor:
         """x (B, K, D) gives (B, K, D), or with `mean` its mean over the tokens (B, 1, D)."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._transform(x, mean)
+        clips = max(1, _TOKENS_AT_A_TIME // x.shape[1])
+        if x.shape[0] <= clips:
+            return self._transform(x, mean)
+        return torch.cat([self._transform(part, mean) for part in x.split(clips)])
+
+    def _transform(self, x: torch.Tensor, mean: bool) -> torch.Tensor:
         hidden = self.fc1(x)
         if self.training and torch.is_grad_enabled() and hidden.device.type != "cpu" and not mean:
             # The backward pass computes the activation anew, at little cost: else it would be a quarter of all that is
@@ -578,9 +591,15 @@ class EverestMLP(nn.Module):
         return self._activate_and_project(hidden, mean)
 
     def _activate_and_project(self, hidden: torch.Tensor, mean: bool = False) -> torch.Tensor:
-        hidden = self.activation(hidden)
+        hidden = self._activate(hidden)
         # The mean of a linear layer's outputs is its output for the mean, at 1 / K of the work.
         return self.fc2(hidden.mean(dim=1, keepdim=True) if mean else hidden)
+
+    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Apply the activation to what fc1 gave; in its place, where neither a backward pass nor a hook reads that."""
+        if hidden.requires_grad or self.fc1._forward_hooks or not isinstance(self.activation, GELUActivation):
+            return self.activation(hidden)
+        return torch.ops.aten.gelu_(hidden)
 
 
 class EverestDropPath(nn.Module):

@@ -80,6 +80,18 @@ def test_attention_compares_both_implementations(tmp_path):
     assert sum(line.startswith(("| fp32", "| bf16")) for line in printed.splitlines()) == len(cells)
 
 
+def test_mlp_compares_the_ways_of_inference(tmp_path):
+    options = ["--sizes", "tiny", "--batches", "1", "3", "--repeats", "2"]
+    result, printed = result_of("mlp.py", tmp_path / "mlp.json", *options)
+    check_facts(result)
+    assert [(r["size"], r["dtype"], r["batch"]) for r in result["results"]] == [("tiny", "fp32", n) for n in (1, 3)]
+    for cell in result["results"]:
+        for way in ("whole", "in place", "in blocks"):
+            check_timing(cell[way], repeats=2)
+            assert cell[way]["page_faults"] >= 0
+    assert sum(line.startswith("| tiny") for line in printed.splitlines()) == 2
+
+
 EFFICIENCY = ["--sizes", "tiny", "--dtypes", "fp32", "--ratios", "1", "0.5", "--repeats", "2", "--device", "cpu"]
 
 

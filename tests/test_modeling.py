@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ import reference
 import torch
 from tiny import tiny_config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
 
-from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel
+from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel, modeling_everest
 from everest_hf.modeling_everest import EverestDropPath, EverestPositionEmbeddings
 
 MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
@@ -968,3 +970,71 @@ def test_inference_lets_go_of_the_states_that_nobody_asked_for():
     with torch.no_grad():
         model(clips())
     assert max(alive) <= 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is called of the operators while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls[operator] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("act", "own"), [("gelu", torch.ops.aten.gelu.default), ("silu", torch.ops.aten.silu.default)]
+)
+def test_inference_activates_in_place_only_what_nobody_else_reads(act, own):
+    model, layers = build(EverestForVideoClassification, hidden_act=act), tiny_config().num_hidden_layers
+    in_place = torch.ops.aten.gelu_.default
+
+    def count(grad):
+        with torch.set_grad_enabled(grad), Operations() as operations:
+            logits = model(clips()).logits
+        return logits.detach(), operations.calls[own], operations.calls[in_place]
+
+    expected, *calls = count(grad=True)
+    assert calls == [layers, 0]
+    found, *calls = count(grad=False)
+    assert calls == ([0, layers] if act == "gelu" else [layers, 0])
+    assert torch.equal(found, expected)
+
+    seen = []
+    model.everest.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2]))
+    found, *calls = count(grad=False)
+    assert calls == ([1, layers - 1] if act == "gelu" else [layers, 0])
+    assert torch.equal(found, expected)
+    assert (seen[0] < -0.5).any()  # which neither activation gives
+
+
+@pytest.mark.parametrize("model_class", [EverestModel, EverestForVideoClassification])
+@pytest.mark.parametrize(("tokens_at_a_time", "most_clips"), [(1, 1), (54, 2), (200, 5)])
+def test_inference_makes_the_hidden_layer_of_few_clips_at_a_time(
+    model_class, tokens_at_a_time, most_clips, monkeypatch
+):
+    model, pixels = build(model_class), clips(batch_size=5)  # 27 kept tokens each
+    expected = main(model(pixels)).detach()
+    monkeypatch.setattr(modeling_everest, "_TOKENS_AT_A_TIME", tokens_at_a_time)
+    sizes = []
+    layers = (model if model_class is EverestModel else model.everest).encoder.layers
+    layers[1].mlp.fc1.register_forward_hook(lambda *args: sizes.append(len(args[2])))
+    with torch.no_grad():
+        found = main(model(pixels))
+    assert max(sizes) == most_clips
+    assert sum(sizes) == 5
+    torch.testing.assert_close(found, expected)
+    model(pixels)
+    assert sizes[-1] == 5  # all at once where a backward pass may follow
+
+
+def test_what_is_done_in_place_compiles_and_exports():
+    model, pixels = build(EverestForVideoClassification, hidden_act="gelu"), clips()
+    with torch.no_grad():
+        expected = model(pixels).logits
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(pixels).logits, expected)
+        program = torch.export.export(model, (), {"pixel_values": pixels})
+        torch.testing.assert_close(program.module()(pixel_values=pixels).logits, expected)
