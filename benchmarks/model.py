@@ -3,10 +3,11 @@
     python benchmarks/model.py
     python benchmarks/model.py --sizes base --dtypes bf16 --batch 64 --device cuda --compile
 
-Both models run in one process, in turn, on the same clips. A training step is forward, backward and AdamW; inference
-is a forward pass. VideoMAE pre-trains with a tube mask over 0.9 of the tokens, and fine-tunes and infers on all of
-them; EVEREST pre-trains with its defaults and else keeps --keep-ratio of the tokens. Peak memory is taken in a
-process of its own for each case: see `measure.peak_bytes` for what it holds.
+Both models run in one process, in turn, on the same clips; for each size, task and dtype in a new one, since a process
+that has held more memory before is given less of it anew, and is faster. A training step is forward, backward and
+AdamW; inference is a forward pass. VideoMAE pre-trains with a tube mask over 0.9 of the tokens, and fine-tunes and
+infers on all of them; EVEREST pre-trains with its defaults and else keeps --keep-ratio of the tokens. Peak memory is
+taken in a process of its own for each case: see `measure.peak_bytes` for what it holds.
 
 The clips are squares that move over a still background. Their content decides which tokens are kept but not how many,
 so a step costs the same on any clips; `--clips noise` and `--clips real` show it.
@@ -17,7 +18,6 @@ cores.
 
 import argparse
 import statistics
-from functools import partial
 from pathlib import Path
 
 import measure
@@ -36,19 +36,27 @@ from steps import (
 )
 from tqdm import tqdm
 
+# The time that has gone by is that of the case at hand.
+BAR = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
+
+
 # ------------------------------------------------------------------------------------------------------ measurement
 
 
-def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) -> dict:
-    """Measure one case of each model, in turn; on_step(case) is told of each step."""
-    peaks = dict.fromkeys(cases)
-    if memory:
-        for name, case in cases.items():
-            peaks[name] = peak_bytes_of(case)
-            on_step(case)
+def time_pair(cases: dict[str, Case], repeats: int, progress: dict) -> dict[str, list[float]]:
+    """Return the seconds of each repetition, by model, and show how far it is. To be called in a process of its own."""
     device, warmup = torch.device(cases["everest"].device), num_warmup_steps(cases["everest"])
-    steps = {name: Step(case) for name, case in cases.items()}
-    seconds = measure.interleave(steps, repeats, device, warmup, on_call=lambda name: on_step(cases[name]))
+    with tqdm(**progress, bar_format=BAR, dynamic_ncols=True) as bar:
+        steps = {name: Step(case) for name, case in cases.items()}
+        return measure.interleave(
+            steps, repeats, device, warmup, on_call=lambda name: bar.update(rough_cost(cases[name]))
+        )
+
+
+def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, progress: dict) -> dict:
+    """Measure one case of each model, in turn. progress: what `tqdm` is told of the state of all pairs."""
+    peaks = {name: peak_bytes_of(case) if memory else None for name, case in cases.items()}
+    seconds = measure.in_child_process(time_pair, cases, repeats, progress)
     figures = {
         name: {
             "tokens": num_encoder_tokens(case),
@@ -74,14 +82,9 @@ def measure_pair(cases: dict[str, Case], repeats: int, memory: bool, on_step) ->
     }
 
 
-def num_steps(args: argparse.Namespace, case: Case) -> int:
-    """Return the number of steps that a case takes, for the progress bar."""
-    return args.repeats + num_warmup_steps(case) + args.memory
-
-
-def advance(bar: tqdm, case: Case, steps: int = 1) -> None:
-    """Move the progress bar on by steps of a case."""
-    bar.update(steps * rough_cost(case))
+def cost_of(pair: dict[str, Case], repeats: int) -> float:
+    """Return a number in proportion to the time of a pair's steps, for the progress bar."""
+    return sum((repeats + num_warmup_steps(case)) * rough_cost(case) for case in pair.values())
 
 
 def pairs_of(args: argparse.Namespace) -> list[dict[str, Case]]:
@@ -99,16 +102,13 @@ def pairs_of(args: argparse.Namespace) -> list[dict[str, Case]]:
 def run(args: argparse.Namespace) -> list[dict]:
     """Measure all pairs and show the progress."""
     pairs = pairs_of(args)
-    total = sum(num_steps(args, case) * rough_cost(case) for pair in pairs for case in pair.values())
+    costs = [cost_of(pair, args.repeats) for pair in pairs]
     results = []
-    bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
-    with tqdm(total=total, bar_format=bar_format, dynamic_ncols=True) as bar:
-        for pair in pairs:
-            case = pair["everest"]
-            bar.set_description(f"{case.task} {case.size} {case.dtype}")
-            results.append(measure_pair(pair, args.repeats, args.memory, partial(advance, bar)))
-            bar.write(f"{bar.desc}{results[-1]['speedup']:.2f} x")
-            measure.forget()
+    for i, pair in enumerate(pairs):
+        case = pair["everest"]
+        progress = {"desc": f"{case.task} {case.size} {case.dtype}", "total": sum(costs), "initial": sum(costs[:i])}
+        results.append(measure_pair(pair, args.repeats, args.memory, progress))
+        print(f"{progress['desc']}: {results[-1]['speedup']:.2f} x", flush=True)
     return results
 
 
