@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "train_accelerate.py"
@@ -109,6 +112,22 @@ class Run:
         deadline = time.monotonic() + PATIENCE
         while not condition() and self.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
+
+
+def fork(function: Callable[[], int]) -> multiprocessing.Process:
+    """Call a function in a fork of this process, which ends with the exit status that it returns.
+
+    The fork gets a lock of its own for progress bars. If it were killed while it held that of this process, no bar
+    could be drawn here any more.
+    """
+
+    def run() -> None:
+        tqdm.set_lock(threading.RLock())
+        sys.exit(function())
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
 def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict, largest_file: int | None) -> None:

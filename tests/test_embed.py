@@ -1,15 +1,14 @@
 """Features of videos: their values, the two formats, interruption, bad videos."""
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import fork
 from datasets import load_dataset
 from safetensors import safe_open
 from tiny import tiny_config
@@ -176,19 +175,13 @@ def test_videos_without_labels(checkpoints, videos, tmp_path):
 # --------------------------------------------------------------------------------------------------------- interrupted
 
 
-def start(*arguments) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(run(*arguments)))
-    process.start()
-    return process
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_and_gives_the_same(checkpoints, videos, tmp_path, capfd, how):
     paths = load_videos(videos)["video"]
     source = write_list(tmp_path / "list.txt", [(paths[i % 6], i % 6) for i in range(3 * module.SHARD + 10)])
     out, parts = tmp_path / "out.safetensors", tmp_path / ".partial-out.safetensors"
     command = ["embed", source, out, "--model", checkpoints["classifier"], "--batch-size", 7, "--workers", 1]
-    process = start(*command)
+    process = fork(lambda: run(*command))
     deadline = time.monotonic() + PATIENCE
     while not (parts / "000000.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.005)

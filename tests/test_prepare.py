@@ -5,13 +5,13 @@ import os
 import resource
 import signal
 import struct
-import sys
 import time
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from commands import fork
 from datasets import ClassLabel, Dataset, Features, List, Value
 from videos import bad_files, counting_frames, frame_number, real_clips, write_class_folders, write_clip, write_list
 from videos import write_video as write
@@ -285,14 +285,12 @@ def test_wrong_values_and_sources_are_named(tmp_path, capsys):
 def start(*arguments, limit: int | None = None) -> multiprocessing.Process:
     """Run the command in a process of its own, which can write files of `limit` bytes at most."""
 
-    def run():
+    def run() -> int:
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        sys.exit(cli.main([str(argument) for argument in arguments]))
+        return cli.main([str(argument) for argument in arguments])
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
+    return fork(run)
 
 
 def wait_until(condition) -> None:
