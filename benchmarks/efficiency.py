@@ -231,9 +231,8 @@ def measure_times(cases: dict[str, Case], args: argparse.Namespace, attempt: Att
     calls["product"] = multiply
     warm_up(calls, cases, args)
     if args.device.type == "cuda":
-        held = {
-            cases[name].model: step.held_bytes for name, step in steps.items()
-        }  # by model, whose cases share a step
+        # By model, whose cases share a step.
+        held = {cases[name].model: step.held_bytes for name, step in steps.items()}
         for name in steps:
             of_others = sum(held.values()) - held[cases[name].model]
             figures[name]["peak_bytes"] = measure.gpu_peak_bytes(calls[name], args.device) - of_others
@@ -294,8 +293,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     groups, content = groups_of(args), resumed(args)
     known: dict = {}
     total = sum(2 * rough_cost(case) for cases in groups for case in cases.values())
-    bar_format = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
-    with tqdm(total=total, bar_format=bar_format, dynamic_ncols=True) as bar:
+    with tqdm(total=total, bar_format=measure.BAR, dynamic_ncols=True) as bar:
         for number, cases in enumerate(groups):
             case = cases["videomae"]
             bar.set_description(f"{case.task} {case.size} {case.dtype}")

@@ -25,6 +25,8 @@ from everest_hf.memory import MMAP_THRESHOLD, TRIM_THRESHOLD
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RESULTS = Path(__file__).parent / "results"
+# Format of a progress bar whose unit is a share of the work.
+BAR = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
 
 
 # ------------------------------------------------------------------------------------------------------------- time
@@ -274,3 +276,10 @@ def report(args: argparse.Namespace, facts: dict, results, table: str) -> None:
     write_json(args.out, {**facts, "settings": settings_of(args), "results": results})
     print(table)
     print(f"\n{facts['hardware']}\nwritten to {args.out}")
+
+
+def run_and_report(args: argparse.Namespace, device: torch.device, run, table) -> None:
+    """Report the results of run(args), and table(results), under the facts at its start."""
+    facts = facts_of_run(device)
+    results = run(args)
+    report(args, facts, results, table(results))

@@ -92,9 +92,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    facts = measure.facts_of_run(torch.device("cpu"))
-    results = run(args)
-    measure.report(args, facts, results, table(results))
+    measure.run_and_report(args, torch.device("cpu"), run, table)
 
 
 if __name__ == "__main__":

@@ -36,17 +36,16 @@ from steps import (
 )
 from tqdm import tqdm
 
-# The time that has gone by is that of the case at hand.
-BAR = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} elapsed, about {remaining} left"
-
-
 # ------------------------------------------------------------------------------------------------------ measurement
 
 
 def time_pair(cases: dict[str, Case], repeats: int, progress: dict) -> dict[str, list[float]]:
-    """Return the seconds of each repetition, by model, and show how far it is. To be called in a process of its own."""
+    """Return the seconds of each repetition, by model, and show how far it is. To be called in a process of its own.
+
+    The time that the bar says has gone by is that of this pair.
+    """
     device, warmup = torch.device(cases["everest"].device), num_warmup_steps(cases["everest"])
-    with tqdm(**progress, bar_format=BAR, dynamic_ncols=True) as bar:
+    with tqdm(**progress, bar_format=measure.BAR, dynamic_ncols=True) as bar:
         steps = {name: Step(case) for name, case in cases.items()}
         return measure.interleave(
             steps, repeats, device, warmup, on_call=lambda name: bar.update(rough_cost(cases[name]))
@@ -106,9 +105,9 @@ def run(args: argparse.Namespace) -> list[dict]:
     results = []
     for i, pair in enumerate(pairs):
         case = pair["everest"]
-        progress = {"desc": f"{case.task} {case.size} {case.dtype}", "total": sum(costs), "initial": sum(costs[:i])}
+        progress = {"desc": f"{case.task} {case.size} {case.dtype}: ", "total": sum(costs), "initial": sum(costs[:i])}
         results.append(measure_pair(pair, args.repeats, args.memory, progress))
-        print(f"{progress['desc']}: {results[-1]['speedup']:.2f} x", flush=True)
+        print(f"{progress['desc']}{results[-1]['speedup']:.2f} x", flush=True)
     return results
 
 
@@ -161,9 +160,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    facts = measure.facts_of_run(args.device)
-    results = run(args)
-    measure.report(args, facts, results, table(results))
+    measure.run_and_report(args, args.device, run, table)
 
 
 if __name__ == "__main__":

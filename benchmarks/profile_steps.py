@@ -138,9 +138,7 @@ def main() -> None:
     args = arguments()
     # Without this the kernels that are compiled for a CPU leave no trace in a profile.
     torch._inductor.config.cpp.enable_kernel_profile = True
-    facts = measure.facts_of_run(args.device)
-    results = run(args)
-    measure.report(args, facts, results, table(results))
+    measure.run_and_report(args, args.device, run, table)
 
 
 if __name__ == "__main__":

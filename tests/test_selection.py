@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from called import Called
 from tiny import tiny_config
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification, EverestModel
@@ -303,18 +304,6 @@ def test_a_keep_ratio_at_call_time_equals_a_config_with_it():
         assert torch.equal(called.kept_ids, configured.kept_ids)
         assert torch.equal(called.logits, configured.logits)
     assert model.config.keep_ratio == 0.45
-
-
-class Called(torch.utils._python_dispatch.TorchDispatchMode):
-    """Collects the names of the operations that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("grad", [True, False])
