@@ -18,19 +18,11 @@ from pathlib import Path
 import gradio as gr
 import torch
 
-from everest_hf.animate import kept_token_panels, write_animation
-from everest_hf.cli import (
-    CLASSIFICATION,
-    FRAMES_PER_SECOND,
-    load_checkpoint,
-    newest_run,
-    read_clip,
-    to_uint8,
-    top_labels,
-)
 from everest_hf.cost import clip_cost
 from everest_hf.data import VIDEO_SUFFIXES
-from everest_hf.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
+from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
+from everest_hf.inference import CLASSIFICATION, load_checkpoint, newest_run, read_view, to_uint8, top_labels
+from everest_hf.visualize import kept_token_panels, write_animation
 
 LARGEST_FILE = 200 * 2**20  # bytes
 SHOWN_LABELS = 5
@@ -58,7 +50,7 @@ class Demo:
         if os.path.getsize(video) > LARGEST_FILE:
             raise gr.Error(f"This file is larger than {LARGEST_FILE >> 20} MiB.", print_exception=False)
         try:
-            return read_clip(self.processor, video)[0]
+            return read_view(self.processor, video)[0]
         except (ValueError, OSError) as error:
             reason = str(error).replace(f"{Path(video).parent}{os.sep}", "")
             raise gr.Error(f"This is not a video that can be read. {reason}", print_exception=False) from error
@@ -109,7 +101,7 @@ class Demo:
             slots,
         )
         path = Path(tempfile.mkdtemp(prefix="everest-")) / "kept-tokens.mp4"
-        write_animation(panels, path, FRAMES_PER_SECOND)
+        write_animation(panels, path)
         return str(path)
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # Threads that wait for each other on a CPU must sleep, not spin: beside decoding processes, spinning made steps ten
@@ -20,52 +21,63 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from everest_hf import progress, quickstart, training
-from everest_hf.accelerator import build_accelerator
-from everest_hf.card import RunFacts, hardware_of, write_card
-from everest_hf.checkpoints import Checkpoints, save_final_model
 from everest_hf.data import BadVideos
-from everest_hf.dry_run import dry_run
-from everest_hf.evaluation import evaluate_model
+from everest_hf.distributed import main_first
+from everest_hf.evaluation.evaluate import evaluate_model
 from everest_hf.hub import Uploads
-from everest_hf.optim import averaged
-from everest_hf.ranks import main_first
-from everest_hf.recipe import Recipe, load_recipe, parse_command_line
-from everest_hf.watch import STOPPED, Watch
+from everest_hf.hub.card import RunFacts, hardware_of, write_card
+from everest_hf.training import build, loaders, logging, quickstart
+from everest_hf.training import run as runs
+from everest_hf.training.accelerator import build_accelerator
+from everest_hf.training.checkpoints import Checkpoints, save_final_model
+from everest_hf.training.dry_run import dry_run
+from everest_hf.training.guard import STOPPED, Watch
+from everest_hf.training.inputs import model_inputs
+from everest_hf.training.optim import averaged
+from everest_hf.training.recipe import Recipe, load_recipe, parse_command_line
 
 
 def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
     accelerator = build_accelerator(recipe)
-    folder = main_first(accelerator, training.prepare_output, recipe, accelerator)
-    log = progress.RunLog(folder / progress.LOG, accelerator)
+    folder = main_first(accelerator, runs.prepare_output, recipe, accelerator)
+    log = logging.RunLog(folder / logging.LOG, accelerator)
 
-    train_rows, val_rows = main_first(accelerator, training.load_rows, recipe)
+    train_rows, val_rows = main_first(accelerator, loaders.load_rows, recipe)
     set_seed(recipe.seed)
-    model = main_first(accelerator, training.build_model, recipe, train_rows)
-    config, processor = model.config, training.build_processor(recipe, model.config)
-    main_first(accelerator, training.check_videos, recipe, config, train_rows, val_rows, accelerator)
+    model = main_first(accelerator, build.build_model, recipe, train_rows)
+    config, processor = model.config, build.build_processor(recipe, model.config)
+    main_first(accelerator, loaders.check_videos, recipe, config, train_rows, val_rows, accelerator)
     num_videos, total_batch, steps_per_epoch = main_first(
-        accelerator, training.count_steps, recipe, train_rows, accelerator.num_processes
+        accelerator, loaders.count_steps, recipe, train_rows, accelerator.num_processes
     )
     uploads = main_first(accelerator, Uploads, recipe.push_to_hub, folder, accelerator)
-    train_loader, sampler, val_loader = training.build_loaders(recipe, config, train_rows, val_rows, total_batch)
+    train_loader, sampler, val_loader = loaders.build_loaders(recipe, config, train_rows, val_rows, total_batch)
 
-    optimizer, schedule = training.build_optimizer(recipe, model, total_batch, steps_per_epoch)
+    optimizer, schedule = build.build_optimizer(recipe, model, total_batch, steps_per_epoch)
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
-    average = training.finish_model(recipe, accelerator, model)
+    average = build.finish_model(recipe, accelerator, model)
     set_seed(recipe.seed, device_specific=True)  # each process draws for dropout and erasing on its own
 
-    meter, bad = progress.Meter(), BadVideos(folder / training.BAD_VIDEOS)
+    judge = partial(evaluate_model, accelerator, model, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong)
+    meter, bad = logging.Meter(), BadVideos(folder / runs.BAD_VIDEOS)
     facts = RunFacts(recipe, num_videos, len(val_rows or ()), total_batch, hardware_of(accelerator))
     accelerator.register_for_checkpointing(schedule, meter, *([average] if average else []))
-    checkpoints = Checkpoints(folder, recipe, accelerator, total_batch, steps_per_epoch, average)
+    checkpoints = Checkpoints(
+        folder,
+        accelerator,
+        keep=recipe.keep_checkpoints,
+        every=max(1, round(recipe.save_every * steps_per_epoch)),
+        total_batch=total_batch,
+        steps_per_epoch=steps_per_epoch,
+        average=average,
+    )
     step, total_steps = checkpoints.resume(), recipe.epochs * steps_per_epoch
     log.cut_after(step, finished=step == total_steps)
-    log.start_trackers(recipe, step)
-    accelerator.print(progress.describe(recipe, config, num_videos, val_rows, total_batch, total_steps))
-    bar = progress.Bar(recipe, step, total_steps, accelerator)
-    watch = Watch(accelerator, lambda indices: training.names_of(train_rows, indices))
+    log.start_trackers(vars(recipe), step)
+    accelerator.print(runs.describe(recipe, config, num_videos, val_rows, total_batch, total_steps))
+    bar = logging.Bar(recipe.task, step, total_steps, hidden=not accelerator.is_main_process)
+    watch = Watch(accelerator, lambda indices: loaders.names_of(train_rows, indices))
 
     with bar, watch:
         for epoch in range(step // steps_per_epoch, recipe.epochs):
@@ -75,7 +87,7 @@ def train(recipe: Recipe) -> dict[str, float]:
             for batch in meter.timed(train_loader):
                 bad.take(batch)
                 with accelerator.accumulate(model):
-                    loss = model(**training.model_inputs(batch, recipe, config)).loss
+                    loss = model(**model_inputs(batch, recipe, config)).loss
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         grad_norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad or math.inf)
@@ -94,7 +106,7 @@ def train(recipe: Recipe) -> dict[str, float]:
                 bar.advance()
                 last, ends_epoch, figures = step == total_steps, step % steps_per_epoch == 0, {}
                 if step % recipe.log_every == 0 or ends_epoch:
-                    training.share_bad(accelerator, bad, recipe, num_videos)
+                    loaders.share_bad(accelerator, bad, recipe, num_videos)
                 if ends_epoch and bad.count:
                     log.write(step=step, epoch=epoch, bad_videos=len(bad.reasons), replaced=bad.count)
                 if step % recipe.log_every == 0 or last:
@@ -105,7 +117,7 @@ def train(recipe: Recipe) -> dict[str, float]:
                 with meter.paused():
                     if val_rows is not None and not last and step % (recipe.eval_every * steps_per_epoch) == 0:
                         with averaged(average):
-                            figures = evaluate_model(accelerator, model, val_loader(1, 1), recipe)
+                            figures = judge(val_loader(1, 1))
                         log.write(step=step, epoch=epoch, **figures)
                     if last or watch.stopping or checkpoints.are_due(step, figures):
                         watch.settle()
@@ -119,15 +131,15 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     figures = {}
     if val_rows is not None:
-        views = training.final_views(recipe)
+        views = loaders.final_views(recipe)
         with averaged(average):
-            figures = evaluate_model(accelerator, model, val_loader(*views), recipe, folder)
+            figures = judge(val_loader(*views), folder=folder)
         log.write(step=step, epoch=recipe.epochs - 1, **figures)
     saved = save_final_model(accelerator, model, processor, folder, average)
     if accelerator.is_main_process:
         write_card(saved, replace(facts, steps=step, figures=figures))
-        training.draw_pictures(recipe, saved, val_rows or train_rows, log.read(), folder)
-        print(progress.summarise(recipe, figures, log.read(), saved, checkpoints.best(), bad))
+        runs.draw_pictures(recipe, saved, val_rows or train_rows, log.read(), folder)
+        print(runs.summarise(recipe, figures, log.read(), saved, checkpoints.best(), bad))
     log.close()
     accelerator.free_memory()
     if uploads.repo:  # last of all, so that nothing is lost where it fails
@@ -139,11 +151,13 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
     """Evaluate a trained model as at the end of its training; the files go into a folder of their own."""
     accelerator = build_accelerator(recipe)
     folder = Path(recipe.output_dir) / "evaluation"
-    model = main_first(accelerator, training.load_trained, recipe)
-    rows = main_first(accelerator, training.load_held_out, recipe, model.config)
-    loader = training.build_val_loader(recipe, model.config, rows, *training.final_views(recipe))
+    model = main_first(accelerator, build.load_trained, recipe)
+    rows = main_first(accelerator, loaders.load_held_out, recipe, model.config)
+    loader = loaders.build_val_loader(recipe, model.config, rows, *loaders.final_views(recipe))
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    figures = evaluate_model(accelerator, model, loader, recipe, folder)
+    figures = evaluate_model(
+        accelerator, model, loader, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong, folder=folder
+    )
     shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
     accelerator.print(f"{len(rows)} videos of {recipe.val}: {shown}\nfiles in {folder}")
     return figures

@@ -47,14 +47,13 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from everest_hf import transforms
 from everest_hf.configuration_everest import IMAGENET_MEAN, IMAGENET_STD
-from everest_hf.data import VideoClips, collate, seed_of
-from everest_hf.decoders import torchcodec_loads
-from everest_hf.memory import keep_freed_memory
-from everest_hf.prepare import prepare_videos
-from everest_hf.rand_augment import NUM_OPERATIONS, OPERATIONS, PROBABILITY
+from everest_hf.data import VideoClips, collate, seed_of, transforms
+from everest_hf.data.prepare import prepare_videos
+from everest_hf.data.rand_augment import NUM_OPERATIONS, OPERATIONS, PROBABILITY
+from everest_hf.data.workers import keep_freed_memory
 from everest_hf.video import DECODERS, decoders_of, frame_indices
+from everest_hf.video.decoders import torchcodec_loads
 
 SAMPLING = {"num_frames": 16, "frame_step": 4}
 MAGNITUDE = 7

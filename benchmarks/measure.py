@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
+from everest_hf.data.workers import MMAP_THRESHOLD, TRIM_THRESHOLD
 from everest_hf.files import write_whole
-from everest_hf.memory import MMAP_THRESHOLD, TRIM_THRESHOLD
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,7 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor
 from everest_hf.cost import operations_counter
-from everest_hf.transforms import evaluation_crops, normalize
+from everest_hf.data.transforms import evaluation_crops, normalize
 from everest_hf.video import read_clip, stride_indices
 
 # Encoder and decoder of each size; the decoder has 4 layers, and a hidden layer is 4 times as wide as its input.

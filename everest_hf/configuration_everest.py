@@ -344,6 +344,11 @@ def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
     _require(_is_number(value) and 0 < value <= 1, name, value, "a number above 0 and at most 1")
 
 
+def problem_type_of(config: EverestConfig) -> str:
+    """Return the problem type of a classifier, as its loss takes it where the configuration does not say."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
 def _check_choice(name: str, value, known: tuple) -> None:
     _require(value in known, name, value, f"one of {', '.join(map(repr, known))}")
 

@@ -1,8 +1,11 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the folder of runs."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Where a run is by default, and is looked for.
+RUNS = Path("runs")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

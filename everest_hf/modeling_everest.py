@@ -11,6 +11,7 @@ N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values i
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -858,10 +859,11 @@ class EverestPreTrainedModel(PreTrainedModel):
                 message names what is missing or not understood.
         """
         try:
-            from everest_hf.convert import load_converted
+            # By its name: this file also travels without the package, and the package's conversion is built on it.
+            convert = importlib.import_module("everest_hf.convert")
         except ImportError as error:
             raise ImportError("from_videomae needs the package: pip install everest-hf") from error
-        return load_converted(cls, name_or_path, **config_overrides)
+        return convert.load_converted(cls, name_or_path, **config_overrides)
 
     def _wanted(self, name: str, value: bool | None) -> bool:
         """Resolve an output_* argument: the caller's, or the config's."""

@@ -11,16 +11,16 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import send_to_device
-from commands import PATIENCE, ROOT, SCRIPT, log_of, train
+from helpers.commands import PATIENCE, ROOT, SCRIPT, log_of, train
+from helpers.tiny import TINY, tiny_config
+from helpers.videos import write_class_folders
 from safetensors.torch import load_file
-from tiny import TINY, tiny_config
 from torch import nn
-from videos import write_class_folders
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
 from everest_hf.cost import training_memory
+from everest_hf.evaluation.report import FIGURES
 from everest_hf.modeling_everest import split_linear, splits_products
-from everest_hf.report import FIGURES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

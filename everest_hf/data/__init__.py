@@ -6,7 +6,7 @@ with them before any training (sources.py, tables.py, rows.py, checking.py). `Vi
 batches (batches.py).
 """
 
-from .batches import BadVideos, collate
+from .batches import BadVideos, collate, share_of_batches
 from .checking import check_readable
 from .clips import (
     MAX_REPLACEMENTS,
@@ -41,6 +41,7 @@ __all__ = [
     "name_of",
     "replacements",
     "seed_of",
+    "share_of_batches",
     "source_of",
     "stream_videos",
 ]

@@ -32,6 +32,19 @@ def _clips_of(item: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**clip, "pixel_values": pixel_values, "seed": seed} for pixel_values, seed in pairs]
 
 
+def share_of_batches(*, num_videos: int, batch_size: int, rank: int = 0, num_processes: int = 1) -> list[list[int]]:
+    """Return the batches of rows that fall to one process: those of a single process, dealt out in turn.
+
+    A batch holds the same videos for any number of processes, as the last bits of a result depend on what else is in
+    its batch. All processes get as many batches, as they may have to work in step: where the count does not divide,
+    the first ones come up twice, and `join` counts them once.
+    """
+    batches = [list(range(i, min(i + batch_size, num_videos))) for i in range(0, num_videos, batch_size)]
+    share = batches[rank::num_processes]
+    rounds = -(-len(batches) // num_processes)
+    return share + batches[: rounds - len(share)]
+
+
 class BadVideos:
     """The unreadable videos that a run has met: counted, and each logged once and listed in a file, with its reason.
 

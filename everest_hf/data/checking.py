@@ -1,16 +1,24 @@
-"""Opening videos before anything is trained."""
+"""Videos looked at before anything is trained on them: a glance at a run's, or three frames of every one, with a report."""
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from datasets import Dataset
 
-from ..video import TIME_LIMIT, VideoError, VideoInfo, probe
-from .rows import named, source_of
+from ..video import TIME_LIMIT, VideoError, VideoInfo, probe, read_frames
+from .rows import class_names_of, named, source_of
+from .workers import map_videos, video_of
 
 logger = logging.getLogger(__name__)
+
+QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+# How many kinds of something, or culprits, a line of the report names.
+NAMED = 5
 
 
 def check_readable(
@@ -45,3 +53,126 @@ def _try_open(rows: Dataset, index: int, **opening) -> tuple[str, VideoInfo | Vi
         return arguments["name"], probe(**arguments, **opening)
     except VideoError as error:
         return error.path, error
+
+
+# ---------------------------------------------------------------------- every video
+
+
+def check_videos(rows: Dataset, *, workers: int | None = None) -> list[VideoInfo | VideoError]:
+    """Decode the first, the middle and the last frame of every video; return what each is, or why it cannot be read.
+
+    `workers` processes decode, by default one a core. A video on which the decoder crashes or hangs costs its process
+    and nothing else.
+    """
+    return map_videos(_check_video, rows, range(len(rows)), workers=workers, description="check")
+
+
+def _check_video(row: int, source: str | bytes, name: str, alive: Callable[[], None]) -> VideoInfo:
+    # Without a time limit of their own: a process that hangs is ended.
+    info = probe(source, name=name, time_limit=0)  # decodes the first frame
+    alive()
+    read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name, time_limit=0)
+    return info
+
+
+def summarize(
+    rows: Dataset, found: Sequence[VideoInfo | VideoError], *, clip_frames: int, min_videos: int
+) -> dict[str, Any]:
+    """Return what is worth knowing of the videos of the rows, as JSON has it; found: of `check_videos`.
+
+    clip_frames: frames of a video that a clip spans; shorter videos are listed. Classes of fewer than min_videos
+    readable videos are listed. Durations are in seconds, sizes "width x height" in pixels.
+    """
+    infos = [info for info in found if isinstance(info, VideoInfo)]
+    short = [
+        {"video": video_of(rows, row)[1], "frames": info.num_frames}
+        for row, info in enumerate(found)
+        if isinstance(info, VideoInfo) and info.num_frames < clip_frames
+    ]
+    classes = _videos_of_classes(rows, found)
+    return {
+        "videos": len(found),
+        "readable": len(infos),
+        "unreadable": [{"video": e.path, "reason": e.reason} for e in found if isinstance(e, VideoError)],
+        "codecs": _counts(info.codec for info in infos),
+        "sizes": _counts(f"{info.width}x{info.height}" for info in infos),
+        "fps": _counts(f"{info.fps:.4g}" for info in infos),
+        "seconds": _quantiles([info.duration for info in infos]),
+        "total_seconds": sum(info.duration for info in infos),
+        "frames": _quantiles([info.num_frames for info in infos]),
+        "clip_frames": clip_frames,
+        "short": short,
+        "classes": classes,
+        "min_videos": min_videos,
+        "small_classes": {name: count for name, count in (classes or {}).items() if count < min_videos},
+    }
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    """Return values of the list itself, so that the extremes can be looked for."""
+    ordered = sorted(values)
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in QUANTILES.items() if ordered}
+
+
+def _videos_of_classes(rows: Dataset, found: Sequence[VideoInfo | VideoError]) -> dict[str, int] | None:
+    """Return the number of readable videos of each class, None without labels."""
+    if "label" not in rows.column_names:
+        return None
+    labels = list(rows["label"])
+    names = class_names_of(rows) or [str(label) for label in range(max(labels) + 1)]
+    readable = Counter(label for label, info in zip(labels, found, strict=True) if isinstance(info, VideoInfo))
+    return {name: readable[label] for label, name in enumerate(names)}
+
+
+# ---------------------------------------------------------------------- for people
+
+
+def as_text(summary: dict[str, Any]) -> str:
+    """Return a summary of `summarize` in lines; of the unreadable videos every one."""
+    unreadable = summary["unreadable"]
+    lines = [f"{summary['videos']} videos, {summary['readable']} readable, {len(unreadable)} unreadable"]
+    if summary["readable"]:
+        lines += _lines_of_videos(summary)
+    if summary["classes"] is not None:
+        lines += _lines_of_classes(summary)
+    return "\n".join(lines + [f"unreadable   {bad['video']}: {bad['reason']}" for bad in unreadable])
+
+
+def _lines_of_videos(summary: dict[str, Any]) -> list[str]:
+    short = [f"{video['video']} ({video['frames']})" for video in summary["short"]]
+    return [
+        f"codecs       {_named(summary['codecs'])}",
+        f"sizes        {_named(summary['sizes'])}",
+        f"frames/s     {_named(summary['fps'])}",
+        f"             {''.join(f'{name:>10}' for name in QUANTILES)}",
+        f"frames       {''.join(f'{value:>10}' for value in summary['frames'].values())}",
+        f"seconds      {''.join(f'{value:>10.2f}' for value in summary['seconds'].values())}"
+        f"   {summary['total_seconds'] / 3600:.2f} hours in all",
+        f"short        {len(short)} videos of fewer than the {summary['clip_frames']} frames that a clip spans"
+        + _listed(short),
+    ]
+
+
+def _lines_of_classes(summary: dict[str, Any]) -> list[str]:
+    counts = sorted(summary["classes"].values())
+    small = [f"{name} ({count})" for name, count in summary["small_classes"].items()]
+    return [
+        f"classes      {len(counts)}, of {counts[0]} to {counts[-1]} readable videos, median {counts[len(counts) // 2]}",
+        f"too few      {len(small)} classes of fewer than {summary['min_videos']} readable videos" + _listed(small),
+    ]
+
+
+def _named(counts: dict[str, int]) -> str:
+    """Return the most frequent kinds, and how many others there are."""
+    named = [f"{kind} ({count})" for kind, count in list(counts.items())[:NAMED]]
+    others = len(counts) - len(named)
+    return ", ".join(named) + (f" and {others} others" if others else "")
+
+
+def _listed(culprits: list[str]) -> str:
+    more = ", …" if len(culprits) > NAMED else ""
+    return f": {', '.join(culprits[:NAMED])}{more}" if culprits else ""

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset, Features
 from torch.utils.data import Sampler
 
-from .. import transforms
 from ..video import TIME_LIMIT, VideoError, frame_indices, read_clip
+from . import transforms
 from .rows import source_of
 
 # A run of this many unreadable videos in the order of an epoch is no longer bad luck.

@@ -1,0 +1,45 @@
+"""everest-hf check-data: look at every video before anything is trained on it."""
+
+import argparse
+import json
+import sys
+
+from .options import PROGRAM, add_command, add_source_options, check_counts, source_options
+
+
+def add_parser(commands) -> None:
+    parser = add_command(
+        commands,
+        "check-data",
+        run,
+        "Decode the first, middle and last frame of every video, and say what there is and what cannot be read.",
+        f"{PROGRAM} check-data data/motion/train --clip-frames 12",
+    )
+    add_source_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--min-videos", type=int, default=10, metavar="K", help="list classes of fewer videos [10]")
+    parser.add_argument(
+        "--clip-frames", type=int, metavar="N", help="list videos of fewer frames [what a clip spans by default]"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode frames of every video and print what there is; the exit code is 1 where a video cannot be read."""
+    from ..data import load_videos
+    from ..data.checking import as_text, check_videos, summarize
+
+    check_counts(args, "workers", "min_videos", "clip_frames")
+    rows = load_videos(args.source, labels_required=False, check_files=False, **source_options(args))
+    found = check_videos(rows, workers=args.workers)
+    summary = summarize(rows, found, clip_frames=args.clip_frames or default_clip_frames(), min_videos=args.min_videos)
+    print(json.dumps(summary, ensure_ascii=False) if args.json else as_text(summary))
+    return 1 if summary["unreadable"] else 0
+
+
+def default_clip_frames() -> int:
+    """Return how many frames of a long video a clip of the defaults spans."""
+    from ..video_processing_everest import EverestVideoProcessor, frame_indices
+
+    sampling = {name: getattr(EverestVideoProcessor, name) for name in ("num_frames", "frame_step", "frame_sampling")}
+    indices = frame_indices(num_video_frames=sys.maxsize, **sampling)
+    return indices[-1] - indices[0] + 1

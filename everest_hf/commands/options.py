@@ -1,0 +1,87 @@
+"""Options that several commands have, checks of their values, and how errors are printed.
+
+Neither this file nor that of a command imports anything heavy before its arguments are parsed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..files import RUNS
+
+PROGRAM = "everest-hf"
+
+
+def print_error(error: Exception | str) -> None:
+    """Print one line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    tqdm.write(f"{PROGRAM}: error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+
+
+def add_command(commands, name: str, function, text: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text[0].lower() + text[1:].rstrip("."),
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
+    parser.add_argument("--data-root", metavar="DIR", help="where the paths of a list start [the list's folder]")
+    parser.add_argument("--split", metavar="NAME", help="split of the source, such as train")
+    parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
+    parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
+
+
+def add_views_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--views", type=_views, default=(1, 1), metavar="SxC", help="segments x crops to average over, as 5x3 [1x1]"
+    )
+
+
+def _views(text: str) -> tuple[int, int]:
+    segments, _, crops = text.partition("x")
+    if not (segments.isdecimal() and crops.isdecimal() and int(segments) and int(crops)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SEGMENTSxCROPS, such as 5x3")
+    return int(segments), int(crops)
+
+
+def add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None:
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help=f"checkpoint folder or Hub id [the newest finished run below ./{RUNS}]"
+    )
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help=keep_ratio)
+
+
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `load_videos` takes beside the source."""
+    return {name: getattr(args, name) for name in ("data_root", "split", "video_column", "label_column")}
+
+
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+def check_inputs(videos: list[str], keep_ratio: float | None) -> None:
+    """Refuse what can be known to be wrong before a model is loaded."""
+    from ..configuration_everest import check_keep_ratio
+
+    if keep_ratio is not None:
+        check_keep_ratio(keep_ratio)
+    for video in videos:
+        if not video.startswith(("http://", "https://")) and not Path(video).is_file():
+            raise FileNotFoundError(f"{video}: no such video file")

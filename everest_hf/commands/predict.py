@@ -1,0 +1,56 @@
+"""everest-hf predict: classify videos."""
+
+import argparse
+import json
+import sys
+
+from tqdm.auto import tqdm
+
+from .options import PROGRAM, add_command, add_model_options, add_views_option, check_counts, check_inputs, print_error
+
+
+def add_parser(commands) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        run,
+        "Classify videos, each by its centre clip or by the mean over several views.",
+        f"{PROGRAM} predict clip.mp4 --model runs/quickstart/finetune/model --keep-ratio 0.4",
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or URL")
+    add_model_options(parser, "share of the tokens to keep, instead of the model's own")
+    add_views_option(parser)
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the most probable labels of each video. A video that cannot be read is named, and the others go on."""
+    from .. import inference
+
+    check_counts(args, "top_k")
+    check_inputs(args.videos, args.keep_ratio)
+    name = args.model or inference.newest_run(inference.CLASSIFICATION)
+    inference.check_classifier(name)
+    model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
+    failures = 0
+    for video in tqdm(args.videos, desc="predict", unit="video", disable=len(args.videos) == 1):
+        try:
+            logits = inference.classify(model, processor, video, args.keep_ratio, args.views)
+        except (ValueError, OSError) as error:
+            print_error(error)
+            failures += 1
+            continue
+        labels = inference.top_labels(logits, model.config, args.top_k)
+        tqdm.write(_as_json(video, labels) if args.json else _as_text(video, labels), file=sys.stdout)
+        sys.stdout.flush()
+    return 1 if failures else 0
+
+
+def _as_text(video: str, labels: list[tuple[str, float]]) -> str:
+    return "\n".join([video, *(f"  {score:6.4f}  {label}" for label, score in labels)])
+
+
+def _as_json(video: str, labels: list[tuple[str, float]]) -> str:
+    entries = [{"label": label, "score": score} for label, score in labels]
+    return json.dumps({"video": video, "labels": entries}, ensure_ascii=False)

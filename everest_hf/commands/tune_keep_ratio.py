@@ -1,0 +1,68 @@
+"""everest-hf tune-keep-ratio: which keep ratio to run a classifier at."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..files import RUNS
+from .options import (
+    PROGRAM,
+    add_command,
+    add_source_options,
+    add_views_option,
+    check_counts,
+    print_error,
+    source_options,
+)
+
+
+def add_parser(commands) -> None:
+    parser = add_command(
+        commands,
+        "tune-keep-ratio",
+        run,
+        "Measure accuracy and speed of a classifier over keep ratios, without training it anew, and recommend one.",
+        f"{PROGRAM} tune-keep-ratio runs/quickstart/finetune data/motion/val",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a classifier or of its run, or Hub id")
+    add_source_options(parser)
+    parser.add_argument(
+        "-o", "--out", default=str(RUNS / "keep-ratio"), metavar="OUT", help="folder of the report [%(default)s]"
+    )
+    parser.add_argument("--ratios", type=float, nargs="+", metavar="R", help="keep ratios to compare [0.1 0.2 … 1]")
+    parser.add_argument(
+        "--max-loss", type=float, metavar="POINTS", help="points of top-1 that may be lost to the best ratio [1]"
+    )
+    add_views_option(parser)
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare keep ratios and write the report; the exit code is 1 where a video cannot be read."""
+    from .. import inference
+    from ..configuration_everest import EverestConfig
+    from ..data import load_videos
+    from ..evaluation import keep_ratio
+    from ..inference.loading import loaded, model_folder
+
+    check_counts(args, "workers", "batch_size")
+    name = str(model_folder(args.checkpoint))
+    inference.check_classifier(name)
+    config = loaded(name, EverestConfig.from_pretrained, name)
+    chosen = {key: getattr(args, key) for key in ("ratios", "max_loss") if getattr(args, key) is not None}
+    keep_ratio.check_request(config, **chosen)
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    rows = load_videos(args.source, class_names=names, **source_options(args))
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
+    views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True)
+    found = keep_ratio.tune_keep_ratio(model, views, batch_size=args.batch_size, num_workers=args.workers, **chosen)
+    summary = {"source": args.source, **found}
+    files = keep_ratio.write_report(Path(args.out), summary)
+    for bad in summary["unreadable"]:
+        print_error(f"{bad['video']}: {bad['reason']}")
+    print(json.dumps(summary, ensure_ascii=False) if args.json else keep_ratio.as_text(summary))
+    if not args.json:
+        print(f"report         {', '.join(map(str, files))}")
+    return 1 if summary["unreadable"] else 0

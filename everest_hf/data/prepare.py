@@ -1,0 +1,278 @@
+"""Videos made ready for training: H.264, small, a key frame every few frames, so that a random clip decodes fast."""
+
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Container
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from datasets import Dataset, List
+from tqdm.auto import tqdm
+
+from ..video import VideoError, frame_indices, read_clip
+from ..video.containers import check_source, open_container
+from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
+from .rows import class_names_of
+from .sources import VIDEO_SUFFIXES, load_videos
+from .tables import arguments_of, columns_of, open_table
+from .workers import map_videos, video_of
+
+SUFFIX = ".mp4"
+MADE, KEPT = "made", "kept"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_videos` did. made, kept: (row, target) of the videos that were written, and of those that were
+    there already; rows: the sources. bad: the videos that cannot be read. new_list: its path, None for a folder.
+    """
+
+    rows: Dataset
+    made: list[tuple[int, Path]]
+    kept: list[tuple[int, Path]]
+    bad: list[VideoError]
+    new_list: Path | None
+
+    def pairs(self, sample: int) -> list[tuple[str | bytes, Path]]:
+        """Return (source, target) of at most `sample` readable videos, evenly spread; a source is a path or bytes."""
+        done = sorted(self.made + self.kept)
+        count = min(sample, len(done))
+        chosen = [done[i * len(done) // count] for i in range(count)]
+        return [(video_of(self.rows, row)[0], target) for row, target in chosen]
+
+
+# ---------------------------------------------------------------------- all videos
+
+
+def prepare_videos(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    encoding: Encoding = DEFAULT_ENCODING,
+    workers: int | None = None,
+    split: str | None = None,
+    **options,
+) -> Prepared:
+    """Write the videos of a source below the folder `out`, each as an H.264 file without sound, in parallel processes.
+
+    The frames are those of the source: all of them, in order, upright, scaled, at even distances in time.
+
+    `source`, `split` and `options` are those of `everest_hf.data.load_videos`; without a split, a folder is taken with
+    all its splits. Folders and names stay, and ".mp4" follows another suffix. For a list, a list of the same name,
+    with the same labels and with paths relative to itself, is written when all else is done. The videos of a data set
+    become files with the numbers of their rows, in a folder for each class.
+
+    A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
+    function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
+    missing in the list. `workers` processes run at a time, by default one a core.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
+        OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
+    """
+    source, out = Path(source), Path(out)
+    rows, targets = _plan(source, out, split, options)
+    chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
+    aside = out / f".partial-{source.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir(parents=True)
+    try:
+        prepare = partial(_prepare, targets, aside, encoding)
+        results = map_videos(prepare, rows, chosen, workers=workers, description=f"prepare {out}")
+        bad = {
+            targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
+        }
+        new_list = _write_list(out / source.name, aside, rows, targets, bad) if _is_list(source) else None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    made, kept = (
+        [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
+        for which in (MADE, KEPT)
+    )
+    return Prepared(rows, made, kept, list(bad.values()), new_list)
+
+
+def _is_list(source: Path) -> bool:
+    return source.is_file() and arguments_of(str(source)) is None
+
+
+def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -> tuple[Dataset, list[Path]]:
+    """Return the rows of a source, and the target of each."""
+    if arguments := arguments_of(str(source)):
+        rows = load_videos(source, split=split, labels_required=False, **options)
+        if "label" not in rows.column_names:
+            _refuse_several_labels(source, arguments, split, **options)
+        return rows, [out / name for name in _numbered(rows)]
+    if source.is_dir():
+        if out.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
+        videos = _videos_below(source / (split or ""))
+        if not videos:
+            raise ValueError(
+                f"{source / (split or '')}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}"
+            )
+        rows, base = Dataset.from_dict({"video": [str(video) for video in videos]}), source
+    else:
+        rows = load_videos(source, split=split, labels_required=False, check_files=False, **options)
+        videos = [Path(video) for video in rows["video"]]
+        base = _base_of(videos, Path(options.get("data_root") or source.parent))
+        if source.resolve() == (out / source.name).resolve():
+            raise ValueError(f"{out}: is the folder of {source}, which would be overwritten; choose another folder")
+    names = [video.relative_to(base) for video in videos]
+    targets = [out / _renamed(name) for name in names]
+    _refuse_overwriting(base.resolve(), names, out.resolve())
+    _refuse_same_name(videos, targets)
+    return rows, targets
+
+
+def _refuse_several_labels(
+    source: Path,
+    arguments: dict[str, Any],
+    split: str | None,
+    *,
+    video_column: str | None = None,
+    label_column: str | None = None,
+    **_,
+) -> None:
+    features = open_table(str(source), arguments, split).features
+    if isinstance(columns_of(features, video_column, label_column, str(source)).label_feature, List):
+        raise ValueError(
+            f"{source}: has several labels a video, which folders of classes cannot hold; "
+            "write its videos as files and prepare a list of them, 'path a,b' a line"
+        )
+
+
+def _numbered(rows: Dataset) -> list[str]:
+    """Return a name for each row of a data set: its number, below the name of its class."""
+    labels = _label_texts(rows)
+    folders = ["" if label is None else f"{label.replace('/', '_')}/" for label in labels]
+    return [f"{folder}{row:08d}{SUFFIX}" for row, folder in enumerate(folders)]
+
+
+def _label_texts(rows: Dataset) -> list[str | None]:
+    """Return the label of each row as a list file has it."""
+    if "label" not in rows.column_names:
+        return [None] * len(rows)
+    names = class_names_of(rows)
+    return [names[label] if names else str(label) for label in rows["label"]]
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    """Return the videos of a folder and its sub-folders; hidden ones are left out, as in training."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _base_of(videos: list[Path], root: Path) -> Path:
+    """Return the folder that the names of the targets start from: the root of a list where all videos are below it."""
+    root = Path(os.path.abspath(root))
+    if all(video.is_relative_to(root) for video in videos):
+        return root
+    return Path(os.path.commonpath([video.parent for video in videos]))
+
+
+def _renamed(path: Path) -> Path:
+    # With the old suffix in the name, a.avi and a.mkv stay two files, whatever lists they come in.
+    return path if path.suffix.lower() == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def _refuse_overwriting(base: Path, names: list[Path], out: Path) -> None:
+    sources = {base / name for name in names}
+    for name in names:
+        if out / _renamed(name) in sources:
+            raise ValueError(f"{out / _renamed(name)}: is a source, and would be overwritten; choose another folder")
+
+
+def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
+    source_of_target: dict[Path, Path] = {}
+    for video, target in zip(videos, targets, strict=True):
+        other = source_of_target.setdefault(target, video)
+        if other != video:
+            raise ValueError(f"{target}: would be made of both {other} and {video}; rename one of them")
+
+
+def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:
+    """Write the list of the targets, with the labels of the rows, and return its path."""
+    with (aside / path.name).open("w", encoding="utf-8") as file:
+        for target, label in zip(targets, _label_texts(rows), strict=True):
+            if target not in bad:
+                name = target.relative_to(path.parent).as_posix()
+                file.write(name + ("" if label is None else f" {label}") + "\n")
+    os.replace(aside / path.name, path)
+    return path
+
+
+# ---------------------------------------------------------------------- one video
+
+
+def _prepare(
+    targets: list[Path], aside: Path, encoding: Encoding, row: int, source: str | bytes, name: str, alive: Callable
+) -> str:
+    """Make the target of a row where it is not there; return MADE or KEPT."""
+    target, growing = targets[row], aside / f"{row}{SUFFIX}"
+    check_source(source, name)
+    tag = _tag(source, name, encoding)
+    if _tag_of(target) == tag:
+        return KEPT
+    try:
+        count = transcode(even_frames(source, name), growing, tag, encoding, alive)
+        check_written(growing, count)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(growing, target)
+    except (OSError, av.error.FFmpegError) as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    return MADE
+
+
+def _tag(source: str | bytes, name: str, encoding: Encoding) -> str:
+    """What a finished file says it was made from, and how."""
+    if isinstance(source, bytes):
+        identity = {"bytes": len(source), "crc32": zlib.crc32(source)}
+    else:
+        status = os.stat(source)
+        identity = {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    return json.dumps({"source": os.path.basename(name), **identity, **asdict(encoding)})
+
+
+def _tag_of(path: Path) -> str | None:
+    try:
+        with open_container(str(path)) as container:
+            return container.metadata.get("comment")
+    except (OSError, av.error.FFmpegError):
+        return None
+
+
+# ---------------------------------------------------------------------- what it gains
+
+
+def measure_gain(
+    pairs: list[tuple[str | bytes, Path]], *, num_frames: int, frame_step: int, rounds: int = 2
+) -> tuple[float, float] | None:
+    """Return clips a second of one process from the sources and from the targets, read in turn at the same places.
+
+    Clips of `num_frames` frames, every `frame_step`-th one, start at random; each pair is read `rounds` times. None
+    where the training's decoder takes none of the sources.
+    """
+    sampling = {"num_frames": num_frames, "frame_step": frame_step}
+    times = []
+    for pair in tqdm(pairs, desc="measure", unit="video"):
+        try:
+            # The first reading brings the files into memory.
+            times += [[_seconds(video, seed, **sampling) for video in pair] for seed in range(rounds + 1)][1:]
+        except VideoError:
+            continue  # made readable by being prepared
+    return tuple(len(times) / sum(column) for column in zip(*times, strict=True)) if times else None
+
+
+def _seconds(source: str | bytes | Path, seed: int, **sampling) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    read_clip(source, lambda count: frame_indices(num_video_frames=count, generator=generator, **sampling))
+    return time.perf_counter() - start

@@ -1,0 +1,324 @@
+"""The model card of a checkpoint: the template model_card.md, filled in with what is known and nothing else."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from accelerate import Accelerator
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..configuration_everest import EverestConfig
+from ..cost import clip_cost
+from ..training.recipe import PACKAGE, Recipe
+
+CARD = "README.md"
+TEMPLATE = PACKAGE / "model_card.md"
+CLASSIFIER = "EverestForVideoClassification"
+TAGS = ["video", "masked-autoencoder", "self-supervised-learning", "everest"]
+# Named on their own in the card, or of no meaning to anyone but the run.
+PATHS = ("train", "val", "data_root", "model", "output_dir")
+NOT_SETTINGS = ("task", *PATHS, "overwrite", "push_to_hub", "num_workers")
+TASK_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "probe": "probing, with the encoder frozen"}
+# What figures are called: the Hub's identifier, and the name for people. Others go by their own name.
+FIGURES = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("accuracy", "top-5 accuracy"),
+    "mean_class_accuracy": ("accuracy", "mean accuracy over the classes"),
+    "map": ("mean_average_precision", "mean average precision"),
+}
+MODELS = {
+    CLASSIFIER: ("AutoModelForVideoClassification", "A video classifier"),
+    "EverestForPreTraining": ("AutoModelForPreTraining", "A pre-trained masked video autoencoder, to be fine-tuned"),
+    "EverestModel": ("AutoModel", "A video encoder"),
+}
+USES = {
+    CLASSIFIER: """with torch.no_grad():
+    logits = model(pixel_values).logits  # keep_ratio=0.3 drops more tokens, for speed
+print(model.config.id2label[logits.argmax(-1).item()])""",
+    "EverestForPreTraining": """with torch.no_grad():
+    output = model(pixel_values)
+print(output.loss, output.logits.shape)  # predicted pixels of the tokens output.target_ids""",
+    "EverestModel": """with torch.no_grad():
+    features = model(pixel_values).last_hidden_state.mean(dim=1)  # (1, D)""",
+}
+
+
+@dataclass
+class RunFacts:
+    """What a run knows of itself beside its recipe.
+
+    num_train, num_val: videos. total_batch: clips of a step of the optimizer. hardware: as `hardware_of` gives it.
+    steps: of the optimizer, so far. figures: of the last evaluation, by name; None while the run goes on.
+    """
+
+    recipe: Recipe
+    num_train: int
+    num_val: int
+    total_batch: int
+    hardware: str
+    steps: int = 0
+    figures: dict[str, float] | None = None
+
+
+def hardware_of(accelerator: Accelerator) -> str:
+    """Say in words what a run works on, and in which precision."""
+    count = accelerator.num_processes
+    if accelerator.device.type == "cuda":
+        what = f"{count} × {torch.cuda.get_device_name()}"
+    else:
+        what = f"{count} process{'es' if count > 1 else ''} on {os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{what}, {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+
+
+def write_card(folder: Path, run: RunFacts | None = None) -> Path:
+    """Write the card of the model in a folder as its README.md and return the path."""
+    path = folder / CARD
+    path.write_text(make_card(folder, run), encoding="utf-8")
+    return path
+
+
+def make_card(folder: Path, run: RunFacts | None = None, name: str | None = None) -> str:
+    """Return the card of the model in a folder; without a run it tells what the configuration does.
+
+    name: the model's; by default that of the run, or of the folder.
+
+    Raises:
+        ValueError: the folder holds no model of EVEREST.
+    """
+    config = EverestConfig.from_pretrained(folder)
+    architecture = config.architectures[0] if config.architectures else None
+    if architecture not in MODELS:
+        raise ValueError(f"{folder}: is a checkpoint of {architecture}, not of EVEREST")
+    name = name or _name_of(folder, run)
+    license = _license_of(run)
+    card = ModelCard(TEMPLATE.read_text(encoding="utf-8"))
+    card.data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="video-classification" if architecture == CLASSIFIER else None,
+        tags=TAGS,
+        base_model=_hub_name(run.recipe.model) if run else None,
+        datasets=_datasets(run.recipe) if run else None,
+        **_results(name, run),
+    )
+    parts = {
+        "title": f"# {name}",
+        "about": _about(architecture, config),
+        "use": _use(architecture, public_path(folder)),
+        "run": _run(run, config) if run else "",
+        "licence": _licence(license, run),
+    }
+    filled = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", lambda part: parts[part[1]], card.text, flags=re.DOTALL)
+    card.text = re.sub(r"\n{3,}", "\n\n", filled)
+    return str(card)
+
+
+def named_for_hub(card: str, repo: str) -> str:
+    """Let the example of a card that `make_card` made load the model by its name, and pictures be found beside it."""
+    card = card.replace("](../", "](")
+    return re.sub(r'^name = "[^"]*"', lambda _: f'name = "{repo}"', card, count=1, flags=re.MULTILINE)
+
+
+def public_path(path: str | os.PathLike) -> str:
+    """Return a path without what is private in it: relative as it is, absolute from the home folder or its last two.
+
+    >>> public_path("data/train.txt"), public_path("/data/secret/ucf101/train.txt")
+    ('data/train.txt', 'ucf101/train.txt')
+    """
+    path = Path(path)
+    if not path.is_absolute():
+        return path.as_posix()
+    home = Path.home()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else Path(*path.parts[1:][-2:]).as_posix()
+
+
+def public_recipe(text: str) -> str:
+    """Return a recipe, YAML as `Recipe.save` writes it, without private parts of paths and where it is pushed to."""
+    values = {name: value for name, value in yaml.safe_load(text).items() if name != "push_to_hub"}
+    for name in PATHS:
+        if values.get(name) is not None:
+            values[name] = public_path(values[name])
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+# ------------------------------------------------------------------------------------------------ parts of the card
+
+
+def _name_of(folder: Path, run: RunFacts | None) -> str:
+    if run is None:
+        return folder.resolve().name
+    return Path(run.recipe.push_to_hub or run.recipe.output_dir).resolve().name
+
+
+def _about(architecture: str, config: EverestConfig) -> str:
+    height, width = config.frame_size
+    lines = [
+        f"{MODELS[architecture][1]}: an encoder of depth {config.num_hidden_layers} and hidden size "
+        f"{config.hidden_size} on clips of {config.num_input_frames} frames of {height} × {width} pixels."
+    ]
+    if architecture == CLASSIFIER:
+        lines.append(
+            f"It keeps {config.num_kept_tokens()} of a clip's {config.num_tokens} tokens (`keep_ratio` "
+            f"{config.keep_ratio:g}, `token_selection` {config.token_selection}) and knows {config.num_labels} "
+            f"label{'s' if config.num_labels > 1 else ''}."
+        )
+    else:
+        lines.append(
+            f"In pre-training its encoder sees {config.num_visible_tokens} of a clip's {config.num_tokens} tokens and "
+            f"predicts {config.num_target_tokens} (`mask_ratio` {config.mask_ratio:g}, `pretraining_keep_ratio` "
+            f"{config.pretraining_keep_ratio:g}, `token_selection` {config.token_selection})."
+        )
+    lines.append(_cost(config, "inference" if architecture == CLASSIFIER else "pretrain"))
+    return " ".join(lines)
+
+
+def _cost(config: EverestConfig, task: str) -> str:
+    flops = {"A forward pass of a clip takes": clip_cost(config, task)}
+    if task == "inference":
+        flops["with all tokens kept it would take"] = clip_cost(config, task, keep_ratio=1)
+    shares = [f"{what} {cost.forward / 1e9:.3g} GFLOPs" for what, cost in flops.items()]
+    return f"{'; '.join(shares)} (a multiplication with its addition counts as two)."
+
+
+def _use(architecture: str, name: str) -> str:
+    auto_class = MODELS[architecture][0]
+    return f"""```python
+import torch
+from transformers import {auto_class}, AutoVideoProcessor
+
+name = "{name}"  # a folder, or a repository on the Hub
+model = {auto_class}.from_pretrained(name, trust_remote_code=True).eval()
+processor = AutoVideoProcessor.from_pretrained(name, trust_remote_code=True)
+pixel_values = processor("clip.mp4", return_tensors="pt")["pixel_values"]  # (1, T, C, H, W)
+{USES[architecture]}
+```"""
+
+
+def _run(run: RunFacts, config: EverestConfig) -> str:
+    recipe = run.recipe
+    rows = {
+        "task": TASK_NAMES[recipe.task],
+        "started from": f"`{_source(recipe.model)}`" if recipe.model else "random weights",
+        "training videos": f"{run.num_train:,} of `{_source(recipe.train)}`",
+        "held-out videos": f"{run.num_val:,} of `{_source(recipe.val)}`" if recipe.val else "none",
+        "steps": f"{run.steps:,} of {run.total_batch} clips",
+        "hardware": run.hardware,
+        "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    return "\n".join(
+        [
+            "## Training",
+            "",
+            *_table(rows),
+            "",
+            "The values of the recipe that differ from the defaults of its task:",
+            "",
+            f"```yaml\n{yaml.safe_dump(_settings(recipe), sort_keys=False, default_flow_style=None).strip()}\n```",
+            "",
+            "## Evaluation",
+            "",
+            *_evaluation(run),
+            *_pictures(run),
+        ]
+    )
+
+
+def _evaluation(run: RunFacts) -> list[str]:
+    if run.figures is None:
+        return ["This is a checkpoint of a run that goes on: it has not been evaluated as its result will be."]
+    if not run.figures:
+        return ["No videos were held out, so nothing was measured."]
+    figures = {_figure(name)[1]: f"{value:.4g}" for name, value in run.figures.items()}
+    return [f"On the held-out videos, {_protocol(run.recipe)}:", "", *_table(figures)]
+
+
+def _pictures(run: RunFacts) -> list[str]:
+    """Those that a run draws at its end, in its folder; the card lies in that of the model."""
+    if run.figures is None:
+        return []
+    return ["", "![Loss and figures over the steps](../curves.png)", "", "![Tokens that it keeps](../tokens.png)"]
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _protocol(recipe: Recipe) -> str:
+    """Say which views of a video the last evaluation took, as train_accelerate.py chooses them."""
+    if recipe.task == "pretrain":
+        return "the centre clip of each"
+    return f"{recipe.segments} × {recipe.crops} views of each (segments × crops), scores averaged"
+
+
+def _figure(name: str) -> tuple[str, str]:
+    """The Hub's identifier of a figure, and its name for people."""
+    short = name.removeprefix("val_")
+    return FIGURES.get(short, (short, short))
+
+
+def _results(name: str, run: RunFacts | None) -> dict:
+    """Return the figures as what the model-index of a card's metadata is made from."""
+    if run is None or not run.figures:
+        return {}
+    recipe, results = run.recipe, []
+    for figure, value in run.figures.items():
+        kind, title = _figure(figure)
+        results.append(
+            EvalResult(
+                task_type="video-classification" if recipe.has_labels else "self-supervised-learning",
+                dataset_type=_hub_name(recipe.val) or "videofolder",
+                dataset_name=_source(recipe.val),
+                metric_type=kind,
+                metric_name=f"{title}, {_protocol(recipe)}",
+                metric_value=value,
+            )
+        )
+    return {"model_name": name, "eval_results": results}
+
+
+def _settings(recipe: Recipe) -> dict:
+    """The values of a recipe that differ from the defaults of its task and mean something to others."""
+    return {name: value for name, value in recipe.settings().items() if name not in NOT_SETTINGS}
+
+
+def _license_of(run: RunFacts | None) -> str | None:
+    """The licence of the weights, where it is known: new ones are as free as the code, others as what they are from."""
+    if run is None:
+        return None
+    if run.recipe.model is None:
+        return "apache-2.0"
+    card = Path(run.recipe.model) / CARD
+    try:
+        return ModelCard.load(card if card.is_file() else run.recipe.model).data.get("license")
+    except Exception:  # no card, no such repository, no network: not known
+        return None
+
+
+def _licence(license: str | None, run: RunFacts | None) -> str:
+    if license is not None:
+        return f"Weights: {license}. Code: Apache 2.0."
+    if run is None:
+        return "Code: Apache 2.0. The licence of the weights has not been named."
+    return f"Code: Apache 2.0. The weights come from `{_source(run.recipe.model)}`, whose licence holds for them too."
+
+
+def _datasets(recipe: Recipe) -> list[str] | None:
+    return sorted({name for name in map(_hub_name, (recipe.train, recipe.val)) if name}) or None
+
+
+def _source(source) -> str:
+    """What a recipe names, a path or a name on the Hub, for everyone to read."""
+    return _hub_name(source) or public_path(source)
+
+
+def _hub_name(source: str | None) -> str | None:
+    """The source without its configuration, if it is a name on the Hub and not a path."""
+    if source is None or Path(source).exists() or Path(source).parent.is_dir():
+        return None
+    name = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(:[\w.-]+)?", source)
+    return name and name[1]

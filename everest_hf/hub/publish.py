@@ -1,0 +1,232 @@
+"""Publishing on the Hub: what of a run is published, whether it may be, and the uploads."""
+
+import logging
+import os
+import shutil
+from concurrent.futures import Future
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from accelerate import Accelerator
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from ..inference.loading import model_folder
+from .card import CARD, RunFacts, make_card, named_for_hub, public_recipe
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+PARTS = {
+    "weights": WEIGHTS,
+    "configuration": ("config.json",),
+    "code of the configuration": ("configuration_everest.py",),
+    "code of the model": ("modeling_everest.py",),
+    "code of the processor": ("video_processing_everest.py",),
+    "processor": ("video_preprocessor_config.json",),
+}
+RECIPE = "recipe.yaml"
+# Of the run, beside its recipe.
+RECORDS = ("log.jsonl", "curves.png", "tokens.png")
+
+
+# ------------------------------------------------------------------------------------------------ what is published
+
+
+def published_files(folder: Path, repo: str, card: str | None = None) -> dict[str, Path | bytes]:
+    """Return what of a model's folder, and of the run that made it, is published: by name, a file or its content.
+
+    card: the text of the model card; by default the folder's README.md, or one made from the configuration, called
+    after `repo`. Paths in the recipe lose what is private in them.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder, or a part of the model is missing.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such checkpoint folder")
+    files: dict[str, Path | bytes] = {}
+    for what, patterns in PARTS.items():
+        found = {path.name: path for path in folder.iterdir() if _matches(path.name, patterns)}
+        if not found:
+            raise ValueError(f"{folder}: has no {what} ({patterns[0]}); model and processor are saved there together")
+        files |= found
+    if card is None:
+        path = folder / CARD
+        card = path.read_text(encoding="utf-8") if path.is_file() else make_card(folder, name=repo.split("/")[-1])
+    return files | {CARD: card.encode()} | _records(folder)
+
+
+def _records(folder: Path) -> dict[str, bytes]:
+    """The records of the run that a model's folder is in, read now: a run that goes on adds to them."""
+    run = next((place for place in (folder.parent, folder.parent.parent) if (place / RECIPE).is_file()), None)
+    if run is None:
+        return {}
+    recipe = public_recipe((run / RECIPE).read_text(encoding="utf-8")).encode()
+    return {RECIPE: recipe} | {name: (run / name).read_bytes() for name in RECORDS if (run / name).is_file()}
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+# ------------------------------------------------------------------------------------------------------ the Hub
+
+
+@contextmanager
+def _in_one_line(repo: str):
+    """Turn the errors of the Hub's client into a ValueError, or a ConnectionError, of one line."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise ValueError(f"{repo}: the Hub wants a token; `hf auth login` stores one, or set HF_TOKEN") from None
+    except HFValidationError:
+        raise ValueError(f"{repo}: is no name of a repository; expected name or user/name") from None
+    except OfflineModeIsEnabled:
+        raise ConnectionError(f"{repo}: the Hub is out of reach while HF_HUB_OFFLINE is set") from None
+    except (HTTPError, RuntimeError) as error:
+        # What goes wrong with a large file comes wrapped in a RuntimeError.
+        reason = error if isinstance(error, HTTPError) else error.__cause__ or error
+        if isinstance(reason, HfHubHTTPError):
+            raise ValueError(f"{repo}: {_refusal(reason)}") from error
+        raise ConnectionError(f"{repo}: the Hub at {HfApi().endpoint} cannot be reached: {reason}") from error
+
+
+def _refusal(error: HfHubHTTPError) -> str:
+    said = " ".join((error.server_message or str(error)).split())
+    status = error.response.status_code
+    if status == 401:
+        return f"the Hub does not know the token; `hf auth login` stores another, or set HF_TOKEN ({said})"
+    if status == 403:
+        return f"the token has no right to write there ({said})"
+    return f"the Hub answers {status}: {said}"
+
+
+def open_repository(repo: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Make sure that one may push to a repository, which is created where there is none; return its full name.
+
+    private: create it for no one else to see. revision: the branch to push to, created from main.
+
+    Raises:
+        ValueError: no token or a wrong one, no repository's name, no right to write, or a public repository although
+            `private`. ConnectionError: the Hub cannot be reached.
+    """
+    api = HfApi()
+    with _in_one_line(repo):
+        api.whoami()
+        repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(repo).private:
+            raise ValueError(f"{repo}: is public already; make it private on the Hub, or push without --private")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        # Uploads nothing: a small file goes with the commit. But only those who may write are answered.
+        api.preupload_lfs_files(repo, [CommitOperationAdd(CARD, b"-")], revision=revision)
+    return repo
+
+
+def upload(
+    files: dict[str, Path | bytes], repo: str, *, revision: str | None = None, message: str | None = None
+) -> str:
+    """Commit `published_files` to a repository, all or none, in place of the weights that it had; return its URL.
+
+    The example of the card then names the repository.
+
+    Raises:
+        ValueError, ConnectionError: the upload was refused or broke; the repository is as before.
+    """
+    api = HfApi()
+    card = named_for_hub(files[CARD].decode(), repo)  # type: ignore[union-attr]  # no path: `published_files` reads it
+    with _in_one_line(repo):
+        # Weights in one file would be found before weights in several.
+        stored = api.list_repo_files(repo, revision=revision)
+        stale = [name for name in stored if _matches(name, WEIGHTS) and name not in files]
+        added = [CommitOperationAdd(name, source) for name, source in {**files, CARD: card.encode()}.items()]
+        removed = [CommitOperationDelete(name) for name in stale]
+        api.create_commit(
+            repo, [*added, *removed], commit_message=message or "Upload EVEREST model", revision=revision
+        )
+    return f"{api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
+
+
+def push(
+    checkpoint: str | os.PathLike,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Publish a checkpoint, or the result of a run, and return its URL.
+
+    checkpoint: a model's folder, or a run's. The other arguments and errors as in `published_files`,
+    `open_repository` and `upload`.
+    """
+    files = published_files(model_folder(checkpoint), repo)
+    repo = open_repository(repo, private=private, revision=revision)
+    return upload(files, repo, revision=revision, message=message)
+
+
+class Uploads:
+    """The uploads of a run: checkpoints beside the training, one at a time, and its result at the end.
+
+    repo: its name; "" where nothing is pushed: without a repository, and on all processes but the main one.
+    """
+
+    def __init__(self, repo: str | None, folder: Path, accelerator: Accelerator):
+        """Make sure that one may push. Raises as `open_repository`."""
+        self.repo = open_repository(repo) if repo and accelerator.is_main_process else ""
+        self.held = folder / ".upload"
+        self._running: Future | None = None
+
+    def start(self, checkpoint: Path, run: RunFacts) -> None:
+        """Upload a checkpoint while the training goes on, unless the one before is still on its way.
+
+        A failure is a warning.
+        """
+        if self._running is not None and not self._running.done():
+            return
+        try:
+            files = self._hold(published_files(checkpoint, self.repo, make_card(checkpoint, run)))
+        except (ValueError, OSError) as error:
+            logger.warning("%s not pushed: %s", checkpoint, error)
+            return
+        self._running = HfApi().run_as_future(upload, files, self.repo, message=f"Step {run.steps}")
+        self._running.add_done_callback(self._warn)
+
+    def finish(self, model: Path) -> str:
+        """Upload the result of the run and return its URL.
+
+        Raises:
+            ValueError: it did not succeed; the message names the command that tries again.
+        """
+        if self._running is not None:
+            self._running.exception()  # waits
+        shutil.rmtree(self.held, ignore_errors=True)
+        try:
+            return upload(published_files(model, self.repo), self.repo, message="Result of the run")
+        except (ValueError, OSError) as error:
+            again = f"all is saved; `everest-hf push {model} {self.repo}` tries again"
+            raise ValueError(f"{error}; {again}") from error
+
+    def _hold(self, files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
+        """Link files to where they stay until they are uploaded; the checkpoint itself may go before."""
+        shutil.rmtree(self.held, ignore_errors=True)
+        self.held.mkdir()
+        for name, source in files.items():
+            if isinstance(source, Path):
+                try:
+                    os.link(source, self.held / name)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(source, self.held / name)
+                files[name] = self.held / name
+        return files
+
+    def _warn(self, done: Future) -> None:
+        if done.exception() is not None:
+            logger.warning("checkpoint not pushed: %s", done.exception())

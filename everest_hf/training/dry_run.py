@@ -1,0 +1,156 @@
+"""What a run would be, checked before it starts: `--dry_run`."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from ..configuration_everest import EverestConfig
+from ..cost import clip_cost, count_parameters, training_memory
+from ..distributed import main_first
+from . import build, loaders, run
+from .accelerator import build_accelerator
+from .recipe import Recipe
+
+_GIB = 2**30
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Print what a run would do, having checked data, model and output folder as it would; train and write nothing.
+
+    Raises:
+        ValueError, OSError: what would stop the run before its first step.
+    """
+    accelerator = build_accelerator(recipe)
+    accelerator.print(main_first(accelerator, describe, recipe, accelerator))
+
+
+def describe(recipe: Recipe, accelerator: Accelerator) -> str:
+    """Check a run and return what it would do, in lines. Only the main process opens videos.
+
+    Raises:
+        ValueError, OSError: as `dry_run`.
+    """
+    output = _check_output(recipe)
+    train, val = loaders.load_rows(recipe)
+    config = build.build_model(recipe, train, empty=True).config
+    loaders.build_transform(recipe, config)
+    loaders.check_videos(recipe, config, train, val, accelerator)
+    num_videos, total_batch, steps_per_epoch = loaders.count_steps(recipe, train, accelerator.num_processes)
+    total_steps = recipe.epochs * steps_per_epoch
+    rows = {
+        "model": _model(config, recipe),
+        "a clip": _clip(config, recipe),
+        "total batch": _batch(recipe, total_batch, accelerator),
+        "learning rate": _learning_rate(recipe, total_batch, steps_per_epoch),
+        "memory": _memory(config, recipe, accelerator),
+        "output": output,
+        "checkpoints": _checkpoints(config, recipe),
+    }
+    return "\n".join(
+        [
+            run.describe(recipe, config, num_videos, val, total_batch, total_steps),
+            *_table(rows),
+            f"the recipe, where it differs from the defaults of {recipe.task}:",
+            *_table(replace(recipe, dry_run=False).settings()),
+            "dry run: all is well; nothing was trained or written",
+        ]
+    )
+
+
+def _table(rows: dict) -> list[str]:
+    width = max(map(len, rows)) + 2
+    return [f"  {name:<{width}}{value}" for name, value in rows.items()]
+
+
+def _check_output(recipe: Recipe) -> str:
+    """Say what the output folder is, having seen that it can be written and holds no other run."""
+    folder = Path(recipe.output_dir)
+    try:
+        run.refuse_other_run(recipe)
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    if recipe.overwrite and (folder / "recipe.yaml").exists():
+        return f"{folder}, whose run is removed first"
+    if checkpoints:
+        return f"{folder}, whose run goes on from {checkpoints[-1].name}"
+    return f"{folder}, new"
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the one in which it would be made."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _model(config: EverestConfig, recipe: Recipe) -> str:
+    count = count_parameters(config, recipe.task)
+    trained = "all" if count.trained == count.total else f"{count.trained / 1e6:.4g} M"
+    source = f"from {recipe.model}" if recipe.model else "new"
+    return f"{count.total / 1e6:.4g} M parameters, {trained} of them trained, {source}"
+
+
+def _clip(config: EverestConfig, recipe: Recipe) -> str:
+    cost = clip_cost(config, recipe.task, gradient_checkpointing=recipe.gradient_checkpointing)
+    height, width = config.frame_size
+    return (
+        f"{config.num_input_frames} frames of {height} x {width}, {cost.forward / 1e9:.4g} GFLOPs forward, "
+        f"{cost.total / 1e9:.4g} in a training step"
+    )
+
+
+def _batch(recipe: Recipe, total_batch: int, accelerator: Accelerator) -> str:
+    sampled = f" x {recipe.num_sample} clips of each" if recipe.num_sample > 1 else ""
+    return (
+        f"{total_batch} clips = {accelerator.num_processes} processes x {recipe.gradient_accumulation_steps} batches x "
+        f"{recipe.batch_size} videos{sampled}"
+    )
+
+
+def _learning_rate(recipe: Recipe, total_batch: int, steps_per_epoch: int) -> str:
+    peak, final = build.learning_rates(recipe, total_batch)
+    warmup = build.warmup_steps(recipe, steps_per_epoch)
+    return f"0 to {peak:.4g} in {warmup} steps, then a cosine to {final:.4g}"
+
+
+def _memory(config: EverestConfig, recipe: Recipe, accelerator: Accelerator) -> str:
+    zero = accelerator.deepspeed_plugin
+    memory = training_memory(
+        config,
+        recipe.task,
+        recipe.batch_size * recipe.num_sample,
+        mixed_precision=accelerator.mixed_precision,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        moving_average=recipe.ema > 0,
+        num_processes=accelerator.num_processes,
+        sharded=accelerator.distributed_type == DistributedType.FSDP or (zero is not None and zero.zero_stage == 3),
+        on_cpu=accelerator.device.type == "cpu",
+    )
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "AdamW": memory.moments,
+        "activations": memory.activations,
+    }
+    shown = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in parts.items())
+    there = ""
+    if accelerator.device.type == "cuda":
+        there = f" of {torch.cuda.get_device_properties(accelerator.device).total_memory / _GIB:.3g}"
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    return f"about {memory.total / _GIB:.3g} GiB{there} a process in {precision}: {shown}"
+
+
+def _checkpoints(config: EverestConfig, recipe: Recipe) -> str:
+    """Say how much room checkpoints take: weights twice, once as from_pretrained wants them, and what AdamW keeps."""
+    count = count_parameters(config, recipe.task)
+    size = 4 * (2 * count.total + (3 if recipe.ema else 2) * count.trained)
+    # Those that are kept, the best, and one that is being written.
+    most = recipe.keep_checkpoints + 2
+    free = shutil.disk_usage(_existing(Path(recipe.output_dir))).free
+    return f"up to {most} of {size / _GIB:.3g} GiB; {free / _GIB:.4g} GiB are free"

@@ -1,0 +1,274 @@
+"""The data of a run: its rows, checked before anything is trained, and the loaders of clips and views."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+
+from ..configuration_everest import EverestConfig, problem_type_of
+from ..data import (
+    BadVideos,
+    EpochSampler,
+    StreamedClips,
+    VideoClips,
+    VideoViews,
+    check_readable,
+    class_names_of,
+    collate,
+    head_of,
+    load_videos,
+    name_of,
+    share_of_batches,
+    stream_videos,
+    transforms,
+)
+from ..data.workers import start_worker
+from ..distributed import end_together
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+# Videos of a stream that are opened before anything is trained.
+HEAD = 8
+
+
+def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    """Return the rows of training and validation; what is wrong with paths and labels is an error.
+
+    Raises:
+        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
+    """
+    labelled = recipe.has_labels
+    options: dict[str, Any] = {"labels_required": labelled, "problem_type": recipe.problem_type}
+    if recipe.streaming:
+        train = stream_videos(num_labels=recipe.num_classes or None, **_source_of(recipe, "train"), **options)
+    else:
+        train = load_videos(**_source_of(recipe, "train"), **options)
+    if recipe.val is None:
+        return train, None
+    names = class_names_of(train)
+    has_integers = labelled and names is None and recipe.problem_type != "regression"
+    bound = max(train["label"]) + 1 if has_integers else None
+    return train, load_videos(class_names=names, num_labels=bound, **_source_of(recipe, "val"), **options)
+
+
+def _source_of(recipe: Recipe, which: str) -> dict[str, Any]:
+    """Return where the videos of `which`, train or val, and their labels are, as arguments of `load_videos`."""
+    columns = {name: getattr(recipe, name) for name in ("data_root", "video_column", "label_column")}
+    return {"source": getattr(recipe, which), "split": getattr(recipe, f"{which}_split"), **columns}
+
+
+def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
+    """Return the rows of validation, with the classes of a trained model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
+    """
+    where = _source_of(recipe, "val")
+    if recipe.task == "pretrain":
+        return load_videos(labels_required=False, **where)
+    problem_type = problem_type_of(config)
+    names = None if problem_type == "regression" else [config.id2label[i] for i in range(config.num_labels)]
+    return load_videos(class_names=names, problem_type=problem_type, **where)
+
+
+def check_videos(
+    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, accelerator: Accelerator
+) -> None:
+    """Open the videos before anything is trained, of a large training set a sample, of a stream the first.
+
+    Those that cannot be read or are too short are named in warnings. Only the main process does all this.
+
+    Raises:
+        ValueError: more training videos than max_bad_fraction, or, without count_bad_as_wrong, any of validation
+            cannot be read.
+    """
+    if not accelerator.is_main_process:
+        return
+    needed = frames_needed(config, frame_step=recipe.frame_step, frame_sampling=recipe.frame_sampling)
+    bad_share = 1.0 if recipe.count_bad_as_wrong else 0.0
+    train_share = recipe.max_bad_fraction
+    if recipe.streaming:
+        train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
+    options = {"frames_needed": needed, **opening_of(recipe)}
+    found = [(recipe.train, train, train_share, check_readable(train, **options))]
+    if val is not None:  # all of it: one that is found at the end would cost the whole run
+        found.append((recipe.val, val, bad_share, check_readable(val, sample=None, **options)))
+    for source, rows, share, errors in found:
+        for error in errors:
+            logger.warning("unreadable: %s", error)
+        if len(errors) > share * len(rows):
+            raise ValueError(f"{source}: {len(errors)} unreadable videos, the first is {errors[0]}")
+
+
+def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str) -> int:
+    """Return how many frames a video must have so that a clip repeats none at its end."""
+    if frame_sampling == "segment":
+        return config.num_input_frames
+    candidates = config.num_input_frames
+    return (candidates - 1) * config.num_frames * frame_step // candidates + 1
+
+
+def opening_of(recipe: Recipe) -> dict:
+    """Return how videos are opened, as arguments of `everest_hf.video.open_video`."""
+    return {"backend": recipe.video_backend, "time_limit": recipe.decode_timeout}
+
+
+def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
+    """Return how clips are sampled and read, as arguments of `VideoClips` and `VideoViews`."""
+    return {
+        **opening_of(recipe),
+        "num_frames": config.num_frames,
+        "num_input_frames": config.num_input_frames,
+        "frame_step": recipe.frame_step,
+        "frame_sampling": recipe.frame_sampling,
+    }
+
+
+def count_steps(recipe: Recipe, train: Dataset | IterableDataset, num_processes: int) -> tuple[int, int, int]:
+    """Return the training videos (of a stream: in an epoch), and over all processes the clips of a step of the
+    optimizer, and the steps of an epoch.
+
+    Raises:
+        ValueError: the videos do not fill one step.
+    """
+    videos = recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
+    total_batch = videos * recipe.num_sample
+    if recipe.streaming:
+        return recipe.steps_per_epoch * videos, total_batch, recipe.steps_per_epoch
+    if len(train) < videos:
+        raise ValueError(
+            f"train has {len(train)} videos, fewer than the {videos} of a step (batch_size "
+            f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} x "
+            f"{num_processes} processes); lower batch_size"
+        )
+    return len(train), total_batch, len(train) // videos
+
+
+def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int):
+    """Return the training loader, its sampler, and a function of (segments, crops) that makes a validation loader."""
+    reading = {"seed": recipe.seed, "num_sample": recipe.num_sample, **sampling_of(recipe, config)}
+    loading = {
+        "batch_size": recipe.batch_size,
+        "persistent_workers": recipe.num_workers > 0,
+        **_workers_of(recipe),
+    }
+    transform = build_transform(recipe, config)
+    if recipe.streaming:
+        train_loader, sampler = _stream_loader(recipe, train, transform, reading, loading)
+    else:
+        clips = VideoClips(train, transform, **reading)
+        sampler = EpochSampler(clips, total_batch)
+        train_loader = DataLoader(clips, sampler=sampler, **loading)
+
+    def val_loader(num_segments: int, num_crops: int) -> DataLoader:
+        return build_val_loader(recipe, config, val, num_segments, num_crops)
+
+    return train_loader, sampler, val_loader
+
+
+def _stream_loader(recipe: Recipe, train: IterableDataset, transform: Callable, reading: dict, loading: dict):
+    """Return the loader of a stream, and what has its `set_epoch`."""
+    state = PartialState()
+    clips = StreamedClips(
+        train,
+        transform,
+        batch_size=recipe.batch_size,
+        num_batches=recipe.steps_per_epoch * recipe.gradient_accumulation_steps,
+        shuffle_buffer=recipe.shuffle_buffer,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        **reading,
+    )
+    # The stream divides itself. Left to itself, Accelerate would have one process read for all of them.
+    loader = prepare_data_loader(
+        DataLoader(clips, **loading),
+        state.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+    )
+    loader._is_accelerate_prepared = True
+    return loader, clips
+
+
+def _workers_of(recipe: Recipe) -> dict:
+    """Return how a loader decodes, as arguments of DataLoader."""
+    return {
+        "num_workers": recipe.num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        # Of their own: a loader draws when its workers start, and a resumed run starts them anew. From the default
+        # generator, that would shift what the model draws.
+        "generator": torch.Generator(),
+        "worker_init_fn": start_worker,
+    }
+
+
+def build_val_loader(
+    recipe: Recipe, config: EverestConfig, val: Dataset, num_segments: int, num_crops: int
+) -> DataLoader:
+    """Return the loader of this process's share of the validation videos, for `evaluate_model`."""
+    state = PartialState()
+    sampling = sampling_of(recipe, config)
+    views = VideoViews(
+        val, config.frame_size, num_segments=num_segments, num_crops=num_crops, count_unreadable=True, **sampling
+    )
+    batches = share_of_batches(
+        num_videos=len(views),
+        batch_size=max(1, recipe.batch_size // (num_segments * num_crops)),
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    return DataLoader(views, batch_sampler=batches, **_workers_of(recipe))
+
+
+def final_views(recipe: Recipe) -> tuple[int, int]:
+    """Return the segments and crops of the final evaluation; pre-training is judged by single views."""
+    return (recipe.segments, recipe.crops) if recipe.has_labels else (1, 1)
+
+
+def build_transform(recipe: Recipe, config: EverestConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the augmentation of a clip: uint8 (T, C, H, W) to uint8 (T, C, h, w)."""
+    if recipe.task == "pretrain":
+        return transforms.pretraining_transform(config.frame_size, scales=tuple(recipe.crop_scale))
+    return transforms.finetuning_transform(
+        config.frame_size,
+        scale=tuple(recipe.crop_scale),
+        ratio=tuple(recipe.crop_ratio),
+        flip=0.5 if recipe.flip else 0.0,
+        rand_augment=recipe.rand_augment,
+        fill=config.image_mean,
+        augmentation=recipe.augmentation,
+    )
+
+
+def names_of(rows: Dataset | IterableDataset, indices: list[int]) -> list[str]:
+    """Return what errors call the videos of rows."""
+    if isinstance(rows, IterableDataset):
+        return [f"number {i} of the stream" for i in indices]
+    return [name_of(rows[i]["video"], i) for i in indices]
+
+
+def share_bad(accelerator: Accelerator, bad: BadVideos, recipe: Recipe, num_videos: int) -> None:
+    """Let all processes know the unreadable videos of each, and end them where there are too many. All call it.
+
+    Raises:
+        ValueError: on the main process: too many; the others end.
+    """
+    bad.share(gather=gather_object, is_main=accelerator.is_main_process)
+    if len(bad.reasons) > recipe.max_bad_fraction * num_videos:
+        path, reason = next(iter(bad.reasons.items()))
+        end_together(
+            ValueError(
+                f"{len(bad.reasons)} of {num_videos} training videos are unreadable, more than max_bad_fraction="
+                f"{recipe.max_bad_fraction}; the first is {path}: {reason}; all are in {bad.path}"
+            )
+        )

@@ -1,0 +1,53 @@
+"""The quickstart: a small pre-training and a fine-tuning from it, on videos that it writes itself."""
+
+import json
+from pathlib import Path
+
+from ..data.synthetic import MotionVideos, write_motion_videos
+from ..visualize import draw_curves
+from .logging import LOG, read_log
+from .recipe import PACKAGE, Recipe, load_recipe
+
+# The recipes of the two stages; in a checkout this folder is a link to the recipes beside the package.
+RECIPES = PACKAGE / "recipes" / "quickstart"
+
+
+def write_videos(folder: str | Path = "data/motion") -> Path:
+    """Write the quickstart's videos below `folder`, or find them there, and return where train/ and val/ are."""
+    return write_motion_videos(folder, MotionVideos())
+
+
+def load_stages(videos: Path, options: dict) -> dict[str, Recipe]:
+    """Return the recipes of both stages, chained: fine-tuning starts from the model that pre-training saves.
+
+    options: values for both, over the files'; output_dir is the folder that holds a run for each stage, and only the
+    classifier goes to push_to_hub.
+    """
+    root = Path(options.get("output_dir", "runs/quickstart"))
+    shared = {"train": str(videos / "train"), "val": str(videos / "val"), **options}
+    first = {"output_dir": str(root / "pretrain"), "push_to_hub": None}
+    pretrain = load_recipe(RECIPES / "pretrain.yaml", {**shared, **first})
+    own = {"output_dir": str(root / "finetune"), "model": str(root / "pretrain" / "model")}
+    return {"pretrain": pretrain, "finetune": load_recipe(RECIPES / "finetune.yaml", {**shared, **own})}
+
+
+def summarise(stages: dict[str, Recipe]) -> str:
+    """Draw the curves of both runs into one picture and say how it went and where everything is."""
+    logs = {name: read_log(Path(recipe.output_dir) / LOG) for name, recipe in stages.items()}
+    folder = Path(stages["finetune"].output_dir)
+    curves = folder.parent / "curves.png"
+    draw_curves(logs, curves)
+    losses = [line["loss"] for line in logs["pretrain"] if "loss" in line]
+    top1 = [line["val_top1"] for line in logs["finetune"] if "val_top1" in line][-1]
+    num_classes = len(json.loads((folder / "model" / "config.json").read_text())["id2label"])
+    return "\n".join(
+        (
+            f"pre-training loss   {losses[0]:.3f} -> {losses[-1]:.3f} ({1 - losses[-1] / losses[0]:.0%} lower)",
+            f"held-out top-1      {top1:.3f} (chance {1 / num_classes:.3f})",
+            f"videos              {stages['finetune'].train} and {stages['finetune'].val}",
+            f"pre-trained model   {stages['pretrain'].output_dir}/model",
+            f"classifier          {folder}/model",
+            f"curves              {curves}",
+            f"kept tokens         {folder}/tokens.png",
+        )
+    )

@@ -1,0 +1,397 @@
+"""One run, described: a dataclass whose values come from defaults, a YAML file and the command line, in that order."""
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configuration_everest import EverestConfig
+from ..data.rand_augment import MAX_MAGNITUDE
+from ..data.transforms import AUGMENTATIONS
+from ..video import BACKENDS, TIME_LIMIT
+
+# Where recipes and the template of the model card lie; in a checkout both are links to those beside the package.
+PACKAGE = Path(__file__).parents[1]
+
+TASKS = ("pretrain", "finetune", "probe")
+SINGLE_LABEL = "single_label_classification"
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
+_ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
+CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
+
+# Fields that steer a run and may change when it goes on: the trained model is the same to rounding. Of batch_size and
+# gradient_accumulation_steps a checkpoint holds the product with the number of processes to what it was.
+STEERING = {
+    "output_dir",
+    "overwrite",
+    "eval_only",
+    "dry_run",
+    "count_bad_as_wrong",
+    "num_workers",
+    "decode_timeout",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "report_to",
+    "push_to_hub",
+    "compile",
+    "gradient_checkpointing",
+}
+
+
+def _option(default, group: str, text: str, choices: tuple | None = None):
+    """A field of the recipe with its help text; lists and dicts are copied for each recipe."""
+    metadata = {"group": group, "help": text, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Recipe:
+    """Everything about a run that is not in the model's configuration. Defaults are those of pre-training."""
+
+    task: str = _option("pretrain", "What to do", "pretrain, finetune, or probe (a head on a frozen encoder)", TASKS)
+    output_dir: str = _option("runs/everest", "What to do", "folder for checkpoints, log, recipe and pictures")
+    model: str | None = _option(None, "What to do", "checkpoint folder or Hub id to start from")
+    config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
+    overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
+    eval_only: bool = _option(False, "What to do", "evaluate model, or the finished run of output_dir, on val")
+    dry_run: bool = _option(False, "What to do", "show and check what would run; train and write nothing")
+
+    train: str | None = _option(
+        None, "Data", "list file, folder of class folders, parquet or .tar files, or data set on the Hub"
+    )
+    val: str | None = _option(None, "Data", "the same for held-out videos; classes must be those of train")
+    data_root: str | None = _option(
+        None, "Data", "folder that relative paths of lists start from (default: the list's)"
+    )
+    train_split: str | None = _option(None, "Data", "split of train, where it has several")
+    val_split: str | None = _option(None, "Data", "split of val, where it has several")
+    video_column: str | None = _option(None, "Data", "column of the videos, where it is not plain")
+    label_column: str | None = _option(None, "Data", "column of the labels (default: label)")
+    streaming: bool = _option(False, "Data", "read train as a stream, not kept on the disk")
+    steps_per_epoch: int = _option(0, "Data", "steps of an epoch of a stream")
+    num_classes: int = _option(0, "Data", "classes of a stream with integer labels")
+    shuffle_buffer: int = _option(100, "Data", "videos of a stream to draw the next one from")
+    frame_sampling: str = _option(
+        "stride", "Data", "stride (every frame_step-th frame) or segment", ("stride", "segment")
+    )
+    frame_step: int = _option(4, "Data", "frames from one sampled frame to the next, for stride")
+    num_workers: int = _option(2, "Data", "decoding processes for each training process")
+    video_backend: str = _option("decord", "Data", "decoder; auto: the fastest for each video", BACKENDS)
+    decode_timeout: float = _option(TIME_LIMIT, "Data", "seconds after which a decoder counts as hung (0: never)")
+    max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
+
+    crop_scale: list = _option([1.0, 0.875, 0.75, 0.66], "Augmentation", "sides (pretrain) or area range (finetune)")
+    crop_ratio: list = _option([0.75, 4 / 3], "Augmentation", "range of aspect ratios of random resized crops")
+    flip: bool = _option(False, "Augmentation", "mirror clips at random; wrong where left and right differ in class")
+    rand_augment: int = _option(0, "Augmentation", "magnitude of RandAugment (0: off)")
+    augmentation: str = _option(
+        "fast", "Augmentation", "fast (crop, then RandAugment) or release (its order, bicubic)", AUGMENTATIONS
+    )
+    num_sample: int = _option(1, "Augmentation", "clips cut from a video that is decoded once")
+    erasing: float = _option(0.0, "Augmentation", "probability of random erasing")
+    label_smoothing: float = _option(0.0, "Augmentation", "share of the target spread over all classes")
+    mixup: float = _option(0.0, "Augmentation", "alpha of mixup (0: off); with cutmix, one of them a batch")
+    cutmix: float = _option(0.0, "Augmentation", "alpha of cutmix (0: off)")
+
+    epochs: int = _option(800, "Optimisation", "passes over the training videos")
+    warmup_epochs: float = _option(40, "Optimisation", "epochs of linear warm-up from 0")
+    batch_size: int = _option(24, "Optimisation", "videos a process and step, each for num_sample clips")
+    gradient_accumulation_steps: int = _option(1, "Optimisation", "batches to a step of the optimizer")
+    base_lr: float = _option(1e-3, "Optimisation", "peak learning rate for a total batch of 256, scaled linearly")
+    min_lr: float = _option(1e-5, "Optimisation", "final learning rate for a total batch of 256, scaled linearly")
+    betas: list = _option([0.9, 0.95], "Optimisation", "betas of AdamW")
+    weight_decay: float = _option(0.05, "Optimisation", "weight decay, none on biases and norms")
+    layer_decay: float = _option(1.0, "Optimisation", "factor on the learning rate from each layer to the one below")
+    clip_grad: float = _option(0.0, "Optimisation", "largest norm of the gradient (0: no clipping)")
+    ema: float = _option(0.0, "Optimisation", "decay of a moving average of the weights, the result (0: off)")
+
+    eval_every: int = _option(1, "Evaluation", "epochs between evaluations on val, one view a video")
+    segments: int = _option(5, "Evaluation", "clips a video in the final evaluation")
+    crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
+    count_bad_as_wrong: bool = _option(False, "Evaluation", "count unreadable videos of val as wrong, do not stop")
+
+    seed: int = _option(0, "Run", "seed of weights, order, crops and selection")
+    log_every: int = _option(10, "Run", "steps between lines of the log")
+    save_every: float = _option(10.0, "Run", "epochs between checkpoints; 0.1: ten an epoch")
+    keep_checkpoints: int = _option(2, "Run", "newest checkpoints to keep, beside the best on val")
+    report_to: str = _option("none", "Run", "tracker: none, tensorboard, trackio or wandb", TRACKERS)
+    push_to_hub: str | None = _option(None, "Run", "repository on the Hub for checkpoints, as they come, and result")
+    compile: bool = _option(False, "Run", "compile the model: slower start, faster steps")
+    gradient_checkpointing: bool = _option(False, "Run", "recompute layers for the gradient: less memory, slower")
+
+    def __post_init__(self):
+        for option in fields(self):
+            _check_type(option, getattr(self, option.name))
+            _require_finite(option.name, getattr(self, option.name))
+        _check_names(self.config, CONFIG_FIELDS, "config")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("eval_every", "log_every", "keep_checkpoints", "shuffle_buffer", "num_sample"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("rand_augment", "mixup", "cutmix", "decode_timeout"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        _require(self.rand_augment <= MAX_MAGNITUDE, "rand_augment", self.rand_augment, f"at most {MAX_MAGNITUDE}")
+        self._check_lists()
+        for name in ("base_lr", "save_every"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _require(
+            self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
+        )
+        self._check_stream()
+        _require(not (self.dry_run and self.eval_only), "dry_run", True, "left out with eval_only")
+        needed = "val" if self.eval_only else "train"
+        source = getattr(self, needed)
+        _require(source is not None, needed, source, "a list file or a folder of class folders")
+        if self.count_bad_as_wrong:
+            _require(self.has_labels, "count_bad_as_wrong", True, "false: in pre-training no video is wrong")
+            _require(self.problem_type != "regression", "count_bad_as_wrong", True, "false: no number is wrong")
+        if self.problem_type != SINGLE_LABEL:
+            right = f"0 with problem_type={self.problem_type}"
+            for name in ("label_smoothing", "mixup", "cutmix"):
+                _require(getattr(self, name) == 0, name, getattr(self, name), right)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the task learns labels, in fine-tuning and probing."""
+        return self.task != "pretrain"
+
+    @property
+    def problem_type(self) -> str:
+        """What fine-tuning learns: a class, several labels or a number for each video."""
+        return self.config.get("problem_type") or SINGLE_LABEL
+
+    def _check_stream(self) -> None:
+        if self.streaming:
+            _require(self.steps_per_epoch >= 1, "steps_per_epoch", self.steps_per_epoch, "at least 1 with streaming")
+        for name in ("steps_per_epoch", "num_classes"):
+            right = "0 or more with streaming, left out otherwise"
+            value = getattr(self, name)
+            _require(value >= 0 if self.streaming else value == 0, name, value, right)
+
+    def _check_lists(self) -> None:
+        scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas
+        _require(bool(scale) and all(0 < x <= 1 for x in scale), "crop_scale", scale, "numbers above 0 and at most 1")
+        if self.has_labels:
+            _require(len(scale) == 2 and scale[0] <= scale[1], "crop_scale", scale, "a range, two rising numbers")
+        _require(len(ratio) == 2 and 0 < ratio[0] <= ratio[1], "crop_ratio", ratio, "two rising numbers above 0")
+        _require(len(betas) == 2 and all(0 <= x < 1 for x in betas), "betas", betas, "two numbers from 0 to below 1")
+
+    def settings(self) -> dict:
+        """Return the values that differ from the defaults of the task."""
+        kind = {name: value for name, value in self.config.items() if name == "problem_type"}
+        default = load_recipe(None, {"task": self.task, "train": "any", "config": kind})
+        names = (option.name for option in fields(self))
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
+
+    def save(self, path: Path) -> None:
+        """Write all values as YAML, as a recipe that repeats the run (and does not overwrite it)."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name != "overwrite"}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Name the fields whose values differ from another recipe's, those that only steer the run left out."""
+        names = (option.name for option in fields(self) if option.name not in STEERING)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+# Tasks start from these where the recipe says nothing. Fine-tuning: the values of the release (method: its recipes).
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrain": {},
+    "finetune": {
+        "epochs": 100,
+        "warmup_epochs": 5,
+        "batch_size": 16,
+        "min_lr": 1e-6,
+        "betas": [0.9, 0.999],
+        "layer_decay": 0.75,
+        "crop_scale": [0.08, 1.0],
+        "flip": True,
+        "rand_augment": 7,
+        "erasing": 0.25,
+        "label_smoothing": 0.1,
+        "config": {"drop_path_rate": 0.1},
+    },
+    # As in linear probing (MAE, arXiv 2111.06377, A.1): no weight decay, no augmentation but crops and mirror images;
+    # with AdamW in place of LARS.
+    "probe": {
+        "epochs": 50,
+        "warmup_epochs": 5,
+        "batch_size": 32,
+        "min_lr": 0.0,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "crop_scale": [0.08, 1.0],
+        "flip": True,
+    },
+}
+
+
+def load_recipe(path: str | Path | None = None, options: dict | None = None) -> Recipe:
+    """Build a recipe from the defaults, the YAML file `path` and `options`, each over the one before.
+
+    The project's own recipes (recipes/ucf101/pretrain.yaml, …) come with the package; a file of that path goes first.
+
+    Raises:
+        ValueError: a key is unknown (the nearest valid name is given) or a value has the wrong type or range.
+    """
+    values = _read_yaml(path) if path else {}
+    options = options or {}
+    names = [option.name for option in fields(Recipe)]
+    _check_names(values, names, str(path))
+    _check_names(options, names, "command line")
+    task = options.get("task", values.get("task", "pretrain"))
+    if task not in TASKS:
+        raise ValueError(f"{path or 'command line'}: task is {task!r}; it must be one of {', '.join(TASKS)}")
+    try:
+        configs = [layer.get("config") or {} for layer in (TASK_DEFAULTS[task], values, options)]
+        for config in configs:
+            _require(isinstance(config, dict), "config", config, "fields of EverestConfig and their values")
+        config = {name: value for layer in configs for name, value in layer.items()}
+        defaults = _defaults_of(task, config.get("problem_type"))
+        return Recipe(**{**defaults, **values, **options, "config": config})
+    except ValueError as error:
+        raise ValueError(f"{path or 'command line'}: {error}") from None
+
+
+def _defaults_of(task: str, problem_type: str | None) -> dict:
+    defaults = copy.deepcopy(TASK_DEFAULTS[task])
+    if problem_type not in (None, SINGLE_LABEL):
+        defaults["label_smoothing"] = 0.0  # it spreads one label over all classes
+    return defaults
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of a recipe are, without the usage of all options."""
+
+    def error(self, message: str):
+        raise ValueError(f"command line: {message}")
+
+
+def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, dict]:
+    """Return the path of the recipe, if any, and the options given on the command line.
+
+    Raises:
+        ValueError: an option is unknown (the nearest valid one is given) or a value has the wrong type.
+    """
+    parser = _Parser(
+        usage="train_accelerate.py [RECIPE.yaml] [--option VALUE ...]",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=38),
+        description="Pre-train, fine-tune or probe EVEREST. Without a recipe: the quickstart, on videos that it makes.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", default=None, help="YAML file; see recipes/")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in fields(Recipe):
+        group = option.metadata["group"]
+        groups.setdefault(group, parser.add_argument_group(group))
+        groups[group].add_argument(f"--{option.name}", **_argument(option))
+    known, unknown = parser.parse_known_args(arguments)
+    _check_names(unknown[:1], [f"--{option.name}" for option in fields(Recipe)], "command line")
+    options = vars(known)
+    path = options.pop("recipe")
+    if "config" in options:
+        options["config"] = dict(_key_value(text) for text in options["config"])
+    return path, options
+
+
+def _argument(option: dataclasses.Field) -> dict:
+    """Return argparse's description of a field."""
+    default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+    text = option.metadata["help"] + ("" if default in (None, {}) else f" [{_shown(default)}]")
+    if isinstance(default, dict):
+        return {"nargs": "+", "metavar": "KEY=VALUE", "help": text}
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if isinstance(default, list):
+        return {"type": float, "nargs": "+", "metavar": "X", "help": text}
+    kind = option.type if isinstance(option.type, type) else str  # "str | None" is no type
+    return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
+
+
+def _shown(value) -> str:
+    return " ".join(f"{x:g}" for x in value) if isinstance(value, list) else str(value)
+
+
+def _key_value(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"command line: --config takes KEY=VALUE, not {text!r}")
+    try:
+        return name, yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"command line: --config {text!r}: the value is not readable YAML") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and makes the other a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: str | Path) -> dict:
+    packaged = PACKAGE / path
+    file = packaged if packaged.is_file() and not Path(path).exists() else Path(path)
+    try:
+        values = yaml.load(file.read_text(), _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a readable YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a list of 'name: value' lines")
+    return values
+
+
+def _check_names(values: Iterable, names, where: str) -> None:
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+            raise ValueError(f"{where}: unknown key {name!r}{hint}")
+
+
+def _check_type(option: dataclasses.Field, value) -> None:
+    """Check a value against the field's annotation; whole numbers pass as floats."""
+    allowed: Any = option.type
+    if allowed is float and isinstance(value, int) and not isinstance(value, bool):
+        return
+    sound = isinstance(value, allowed) and not (allowed is int and isinstance(value, bool))
+    _require(sound, option.name, value, f"of the type {getattr(allowed, '__name__', allowed)}")
+    choices = option.metadata["choices"]
+    _require(choices is None or value in choices, option.name, value, f"one of {choices}")
+
+
+def _require_finite(name: str, value) -> None:
+    """Check that the numbers of a value are finite, and that a list is one of numbers."""
+    for number in value if isinstance(value, list) else [value] if isinstance(value, float) else []:
+        sound = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        _require(sound, name, value, "of finite numbers" if isinstance(value, list) else "a finite number")
+
+
+def _require(sound: bool, name: str, value, right: str) -> None:
+    if not sound:
+        raise ValueError(f"{name} is {value!r}; it must be {right}")

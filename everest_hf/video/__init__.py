@@ -1,0 +1,28 @@
+"""Video files: from a path or bytes to frames. The only place that opens one.
+
+`open_video`, `probe`, `read_frames` and `read_clip` read (reading.py) with a decoder (decoders.py) that finds the frames
+of this file by their numbers (containers.py), within a time limit (isolation.py). Whatever goes wrong is a `VideoError`.
+"""
+
+from ..video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
+from .decoders import BACKENDS, DECODERS, Decoder, decoders_of
+from .errors import VideoError
+from .reading import TIME_LIMIT, VideoInfo, open_video, probe, read_clip, read_frames
+
+__all__ = [
+    "BACKENDS",
+    "DECODERS",
+    "FRAME_SAMPLINGS",
+    "TIME_LIMIT",
+    "Decoder",
+    "VideoError",
+    "VideoInfo",
+    "decoders_of",
+    "frame_indices",
+    "open_video",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "segment_indices",
+    "stride_indices",
+]

@@ -1,0 +1,295 @@
+"""What a file says before it is decoded: its size, its header, and what keeps a decoder from finding its frames.
+
+A decoder finds frames by their number only in files that are made for it. In the others it would give neighbours of the
+frames asked for, or frames that are not to be shown, and say nothing. `Header.obstacles` says which files those are.
+"""
+
+import functools
+import io
+import os
+import re
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, BinaryIO, NamedTuple
+
+import av
+
+from .errors import VideoError
+
+# Files of which a process remembers what their headers say.
+MAX_HEADERS = 2**16
+# What keeps a decoder from finding the frames of a video by their numbers.
+CUT = "an edit list begins or ends between key frames"
+OPEN_GROUPS = "frames that are shown before a key frame come after it"
+RECOVERY = "frames that need others pass for key frames"
+UNTIMED = "the container does not tell when frames are shown"
+MIRRORED = "the display matrix mirrors the frames"
+CROWDED = "several frames come out of the decoder at once"
+NARROW = "rows are padded to a multiple of their own length"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its video.
+
+    codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
+    height, width: of a frame as it is shown, in pixels. matrix: see `_display_matrix`. times: when each frame is shown,
+    in the container's unit; None where it does not tell. obstacles: of the above.
+    """
+
+    codec: str
+    duration: float | None
+    fps: float
+    height: int
+    width: int
+    matrix: tuple[int, int, int, int]
+    times: Sequence[int] | None
+    obstacles: frozenset[str]
+
+
+def header_of(source: str | bytes) -> Header:
+    """Return the Header of a video, given by path or as bytes. It may raise anything."""
+    if isinstance(source, bytes):
+        return _read_header(source)
+    return remembered(_read_header, source, *version_of(source))
+
+
+def version_of(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(MAX_HEADERS)
+def remembered(function: Callable, path: str, *version: int):
+    """Return function(path), a process's second time from memory: to go through a file's packets costs a millisecond."""
+    return function(path)
+
+
+# Up to PyAV 18 metadata that is no UTF-8 is an error unless asked otherwise; later versions read it and take no such word.
+_LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def open_container(source: str | bytes) -> av.container.InputContainer:
+    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises."""
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", **_LENIENT)
+
+
+@contextmanager
+def demuxer(source: str | bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    try:
+        container = open_container(source)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+            raise ValueError("not a video: it has no stream of pictures, or one of an unknown kind")
+        stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
+        yield container, stream
+
+
+def _read_header(source: str | bytes) -> Header:
+    with demuxer(source) as (container, stream):
+        _check_count(container, stream)
+        first, packets = None, []
+        for packet in container.demux(stream):
+            if packet.size:
+                is_recovery = packet.is_keyframe and _needs_others(packet, stream.codec_context)
+                packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, is_recovery))
+            first = first or _first_frame(packet)
+        if first is None:
+            raise ValueError("none of its frames can be decoded")
+        matrix = _display_matrix(first)
+        height, width = (first.height, first.width) if matrix[0] else (first.width, first.height)
+        obstacles = frozenset(_obstacles(packets, container, stream, matrix, width))
+        times = sorted(packet.time for packet in packets if packet.time is not None)
+        return Header(
+            codec=stream.codec.canonical_name,
+            duration=_seconds(container, stream),
+            fps=float(stream.average_rate or 0),
+            height=height,
+            width=width,
+            matrix=matrix,
+            times=None if UNTIMED in obstacles else _in_short(times),
+            obstacles=obstacles,
+        )
+
+
+class _Packet(NamedTuple):
+    time: int | None
+    is_key: bool
+    is_hidden: bool
+    is_recovery: bool  # a key frame in name: the first pictures that are decoded from it are not whole
+
+
+def _needs_others(packet: av.Packet, context: av.VideoCodecContext) -> bool:
+    """Say whether a picture is of H.264 and not one that decoding starts anew with (IDR), whatever its container says.
+
+    Source: ITU-T H.264, table 7-1 (types of units: 1 is a slice, 5 one of an IDR picture).
+    """
+    kinds = _unit_types(bytes(packet), context.extradata or b"") if context.codec.canonical_name == "h264" else ()
+    return next((kind == 1 for kind in kinds if kind in (1, 5)), False)
+
+
+def _unit_types(packet: bytes, extradata: bytes) -> Iterator[int]:
+    """Yield the types of the units: each follows a start code (H.264, annex B), or its size (ISO/IEC 14496-15)."""
+    if not extradata.startswith(b"\1"):
+        yield from (match[1][0] & 31 for match in re.finditer(b"\0\0\1(.)", packet, re.DOTALL))
+        return
+    width, place = int.from_bytes(extradata[4:5], "big") % 4 + 1, 0
+    while place + width < len(packet):
+        yield packet[place + width] & 31
+        place += width + int.from_bytes(packet[place : place + width], "big")
+
+
+def _in_short(times: list[int]) -> Sequence[int]:
+    """Return rising times as a range where they are evenly spaced: a process remembers those of many files."""
+    steps = {after - before for before, after in pairwise(times)}
+    return range(times[0], times[-1] + 1, *steps) if len(steps) <= 1 else array("q", times)
+
+
+def _check_count(container: av.container.InputContainer, stream: av.VideoStream) -> None:
+    # decord makes room for as many frames as are declared, and where there is no room its process ends.
+    count = stream.frames or float(stream.average_rate or 0) * (container.duration or 0) / av.time_base
+    size: Any = container.size  # files and bytes have one
+    if not 0 <= count <= size:
+        raise ValueError(f"its header is damaged: it declares {count:.0f} frames in {size} bytes")
+
+
+def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
+    try:
+        return next(iter(packet.decode()), None)
+    except av.error.InvalidDataError:
+        return None
+
+
+def _seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y."""
+    side_data: Any = frame.side_data  # annotated as a dict of something else
+    data = side_data.get("DISPLAYMATRIX")
+    numbers = (1, 0, 0, 0, 1, 0, 0, 0, 1) if data is None else struct.unpack("=9i", bytes(data))
+    a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
+    if not any((a, b, c, d)):  # players ignore it
+        return 1, 0, 0, 1
+    if abs(a * d) + abs(b * c) != 1:
+        raise ValueError("it is to be shown turned by an angle that is no multiple of 90 degrees, or distorted")
+    return a, b, c, d
+
+
+def _obstacles(
+    packets: list[_Packet], container: av.container.InputContainer, stream: av.VideoStream, matrix: tuple, width: int
+) -> Iterator[str]:
+    """Yield what is in the way of finding frames."""
+    a, b, c, d = matrix
+    if a * d - b * c < 0:
+        yield MIRRORED
+    if is_narrow(width):
+        yield NARROW
+    if any(packet.is_recovery for packet in packets):
+        yield RECOVERY
+    times: list[Any] = [packet.time for packet in packets]
+    name = container.format.name
+    # A frame of these is found by its place in the file, which the first frames of a program stream do not have.
+    if name in ("mpeg", "mpegts") or None in times or len(set(times)) < len(times):
+        yield UNTIMED
+        return
+    shown = sorted(range(len(times)), key=times.__getitem__)
+    moved = [i for place, i in enumerate(shown) if place != i]
+    codec, is_delayed = stream.codec.canonical_name, stream.codec_context.has_b_frames
+    if any(packet.is_hidden for packet in packets):
+        yield CUT
+    if any(packets[i].is_key for i in moved):
+        yield OPEN_GROUPS
+    if moved and codec == "hevc":
+        yield CROWDED
+    # Its times are those of decoding. MPEG-4 says that frames are delayed where they merely may be.
+    if name == "avi" and (moved or (is_delayed and codec != "mpeg4")):
+        yield UNTIMED
+
+
+def is_narrow(width: int) -> bool:
+    """Say whether decord takes the padding of rows to 64 pixels for colours: at a width of 144, 96, 48, and some below."""
+    padded = -(-width // 64) * 64
+    return padded != width and 3 * padded % width == 0
+
+
+# ---------------------------------------------------------------------- size of the file
+
+
+def check_source(source: str | bytes, name: str) -> None:
+    """Raise a VideoError for what a decoder would report badly or not at all."""
+    if isinstance(source, bytes):
+        return _check_size(io.BytesIO(source), len(source), name)
+    if not os.path.exists(source):
+        raise VideoError(name, "no such file")
+    if not os.path.isfile(source):
+        raise VideoError(name, "not a file")
+    try:
+        with open(source, "rb") as file:
+            _check_size(file, os.path.getsize(source), name)
+    except OSError as error:
+        raise VideoError(name, error.strerror or str(error)) from error
+
+
+def _check_size(file: BinaryIO, size: int, name: str) -> None:
+    if size == 0:
+        raise VideoError(name, "the file is empty")
+    declared = _declared_size(file, size)
+    if declared > size:
+        # A decoder takes what is left for the whole video, and a clip would be of its beginning alone.
+        raise VideoError(name, f"the file is truncated: {size} of the {declared} bytes that its header declares")
+
+
+def _declared_size(file: BinaryIO, size: int) -> int:
+    """Number of bytes that an AVI, MP4, MOV, MKV or WebM file says it has; `size` where it does not say."""
+    head = file.read(128)
+    if head.startswith(b"RIFF"):
+        declared = int.from_bytes(head[4:8], "little")
+        # A writer that was cut off, or that streamed, leaves all bits set.
+        return size if declared == 0xFFFFFFFF else 8 + declared
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        return _end_of_boxes(file, size)
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return _end_of_segment(head) or size
+    return size
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """End of the last top-level box of an MP4 file: each begins with its size (4 bytes) and its type."""
+    end = 0
+    while end < size:
+        file.seek(end)
+        head = file.read(16)
+        length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        if length < 8 or not head[4:8].isalnum():
+            # The last box may run to the end of the file (length 0); other players ignore what follows the boxes.
+            return size
+        end += length
+    return end
+
+
+def _end_of_segment(head: bytes) -> int | None:
+    """End of the segment of a Matroska file, which follows its header; None where the size is left open."""
+    length, start = _matroska_size(head, 4)
+    segment = start + length
+    if head[segment : segment + 4] != b"\x18\x53\x80\x67" or len(head) < segment + 12:
+        return None
+    length, start = _matroska_size(head, segment + 4)
+    is_open = length + 1 == 1 << 7 * (start - segment - 4)
+    return None if is_open else start + length
+
+
+def _matroska_size(data: bytes, at: int) -> tuple[int, int]:
+    """Size of an element and where its content starts: the leading zero bits of the size tell its number of bytes."""
+    width = 9 - int.from_bytes(data[at : at + 1], "big").bit_length()
+    return int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1), at + width

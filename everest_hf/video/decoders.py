@@ -1,0 +1,275 @@
+"""Decoders behind one interface, each with the obstacles in a file with which it would give wrong frames.
+
+What no other decoder can be trusted with is read by `SequentialDecoder`.
+"""
+
+import ctypes
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import ClassVar, Protocol
+
+import av
+import torch
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from .containers import (
+    CROWDED,
+    CUT,
+    MIRRORED,
+    NARROW,
+    OPEN_GROUPS,
+    RECOVERY,
+    UNTIMED,
+    Header,
+    demuxer,
+    header_of,
+    is_narrow,
+    remembered,
+    version_of,
+)
+
+
+class Decoder(Protocol):
+    """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
+
+    obstacles: ClassVar[frozenset[str]]
+    """With which of the obstacles it gives wrong frames."""
+
+    num_frames: int
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        """Open a video; where that is faster, frames come scaled to `size` (height, width).
+
+        `header` is the video's where it is known: to read that of bytes costs a millisecond or more each time.
+        """
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, which rise, uint8 (T, H, W, C)."""
+
+
+class DecordDecoder:
+    """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
+
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        height, width = (-1, -1) if size is None or is_narrow(size[1]) else size
+        with _as_file(source) as path:
+            try:
+                # One thread: the data loader's workers are the parallelism. Without fault_tol, decord puts a
+                # neighbour in the place of a frame that it cannot decode, and says nothing.
+                self._reader = _reader_class()(path, width=width, height=height, num_threads=1, fault_tol=1e-9)
+            except RuntimeError as error:
+                raise ValueError("not a video, or one that decord does not know or finds damaged") from error
+        self.num_frames = len(self._reader)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
+
+
+class TorchcodecDecoder:
+    """torchcodec, in its exact mode: the approximate one takes numbers for times, and is wrong at a variable rate.
+
+    It does not scale: that makes it slower.
+    """
+
+    obstacles: ClassVar = frozenset({RECOVERY, UNTIMED, MIRRORED})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.num_frames = len(self._decoder)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        return self._decoder.get_frames_at(list(indices)).data
+
+
+class PyavDecoder:
+    """PyAV, from the last key frame before the first one asked for. It scales as decord does.
+
+    Of H.264, frames that are not asked for and that no other is predicted from are not decoded.
+    """
+
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED})
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        header = header or header_of(source)
+        self._source, self._size, self._matrix = source, size, header.matrix
+        self._times: Sequence[int] = header.times or ()
+        self.num_frames = len(self._times)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        times = [self._times[i] for i in indices]
+        # Some containers find no key frame before a time, and go to one after it.
+        frames = self._decode(times, times[0]) or self._decode(times, self._times[0])
+        if not frames:
+            raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
+        return _upright(torch.stack(frames), self._matrix)
+
+    def _decode(self, times: list[int], start: int) -> list[torch.Tensor] | None:
+        """Return the frames that are shown at `times`, decoded from the key frame before `start`; None if one is missed."""
+        height, width = self._size or (None, None)
+        if not self._matrix[0]:
+            height, width = width, height
+        wanted, frames, to_pixels = set(times), [], _converter(height, width)
+        with demuxer(self._source) as (container, stream):
+            container.seek(start, stream=stream)
+            for frame in _decode_few(container, stream, wanted):
+                if frame.pts in wanted:
+                    frames.append(to_pixels(frame))
+                if frame.pts is None or frame.pts >= times[-1]:
+                    break
+        return frames if len(frames) == len(times) else None
+
+
+class SequentialDecoder:
+    """PyAV, from the first frame on: right where the other decoders are not, slow late in a long video."""
+
+    obstacles: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        self._source, self._matrix = source, (header or header_of(source)).matrix
+        if isinstance(source, bytes):
+            self.num_frames = _count_frames(source)
+        else:
+            self.num_frames = remembered(_count_frames, source, *version_of(source))
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        with demuxer(self._source) as (container, stream):
+            wanted, shown, to_pixels = set(indices), islice(container.decode(stream), max(indices) + 1), _converter()
+            frames = [to_pixels(frame) for i, frame in enumerate(shown) if i in wanted]
+        return _upright(torch.stack(frames), self._matrix)
+
+
+def _decode_few(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Yield frames in the order of their times, among them all that are shown at `wanted`.
+
+    In HEVC, a frame that none of its layer is predicted from may be needed by a higher layer. In H.264 it is needed by
+    none (ITU-T H.264, nal_ref_idc).
+    """
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        if context.codec.canonical_name == "h264":
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def _converter(height: int | None = None, width: int | None = None) -> Callable[[av.VideoFrame], torch.Tensor]:
+    """Return what makes pixels (H, W, C) of frames, scaled to height and width.
+
+    One for all frames and on this thread: to set it up, or to start threads, takes longer than to use it.
+    """
+    reformat = VideoReformatter().reformat
+
+    def convert(frame: av.VideoFrame) -> torch.Tensor:
+        converted = reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        return torch.from_numpy(converted.to_ndarray())
+
+    return convert
+
+
+def _count_frames(source: str | bytes) -> int:
+    with demuxer(source) as (container, stream):
+        return sum(1 for _ in container.decode(stream))
+
+
+def _upright(frames: torch.Tensor, matrix: tuple[int, int, int, int]) -> torch.Tensor:
+    """Return frames (T, H, W, C) as a display matrix has them shown."""
+    a, b, c, d = matrix
+    if not a:
+        frames = frames.transpose(1, 2)
+    return frames.flip([axis for axis, sign in ((2, a or c), (1, d or b)) if sign < 0])
+
+
+@contextmanager
+def _as_file(source: str | bytes) -> Iterator[str]:
+    """Give the path of a file with these bytes; a path stays what it is. A decoder keeps open what it has opened.
+
+    decord's own reading from memory follows offsets of damaged files out of bounds, and crashes.
+    """
+    if isinstance(source, str):
+        yield source
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        yield file.name
+
+
+@functools.cache
+def _reader_class() -> type:
+    # decord offers the libraries that it brings to all that the process loads later: the FFmpeg of torchcodec takes
+    # functions of other versions from them, and crashes.
+    everywhere = ctypes.RTLD_GLOBAL
+    try:
+        ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]  # it is meant to be constant
+        import decord
+    finally:
+        ctypes.RTLD_GLOBAL = everywhere  # type: ignore[misc]
+    decord.logging.set_level(decord.logging.QUIET)
+
+    class Reader(decord.VideoReader):
+        def __init__(self, *args, **kwargs):
+            self._process = os.getpid()
+            super().__init__(*args, **kwargs)
+
+        def __del__(self):
+            # In a forked process, to end a reader of its parent is to wait for threads that are not there.
+            if self._process == os.getpid():
+                super().__del__()
+
+    return Reader
+
+
+@functools.cache
+def _torchcodec():
+    try:
+        import torchcodec
+        from torchcodec import decoders
+    except (ImportError, OSError, RuntimeError):
+        loads = False
+    else:
+        loads = getattr(torchcodec, "ffmpeg_major_version", True) is not None
+    if not loads:
+        raise ValueError(
+            "video backend torchcodec cannot be loaded; it needs the package (pip install torchcodec) and the libraries "
+            "of FFmpeg 4 or later (apt install ffmpeg, or conda install ffmpeg)"
+        )
+    return decoders
+
+
+DECODERS: dict[str, type[Decoder]] = {"decord": DecordDecoder, "pyav": PyavDecoder, "torchcodec": TorchcodecDecoder}
+BACKENDS = ("auto", *DECODERS)
+
+
+def decoders_of(backend: str) -> tuple[type[Decoder], ...]:
+    """Return the decoders that `backend` means here: a video is for the first of them that has no obstacle in it.
+
+    "auto" is pyav, which is the fastest (`benchmarks/loader.py`), and for what it cannot seek in, torchcodec where that
+    loads.
+
+    Raises:
+        ValueError: `backend` is none of BACKENDS, or cannot be loaded.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if backend == "torchcodec":
+        _torchcodec()
+    if backend != "auto":
+        return DECODERS[backend], SequentialDecoder
+    return PyavDecoder, *([TorchcodecDecoder] if torchcodec_loads() else []), SequentialDecoder
+
+
+@functools.cache
+def torchcodec_loads() -> bool:
+    """Say whether torchcodec and the libraries that it needs are here."""
+    try:
+        _torchcodec()
+    except ValueError:
+        return False
+    return True

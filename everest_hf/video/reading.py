@@ -1,0 +1,188 @@
+"""The only place that opens a video file: frame indices, reading, errors. The decoders are those of decoders.py.
+
+Frame i is the i-th that the file shows, upright, whatever its time: a variable frame rate changes nothing. All decoders
+give the same pixels, bit for bit, except where frames are asked for smaller (see `open_video`).
+
+A file that is missing, empty, truncated, not a video, or that the decoder fails on or hangs on is a VideoError. Flipped
+bits that still decode are not seen: video codecs carry no checksums, and decoders conceal what they can.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from .containers import Header, check_source, header_of
+from .decoders import Decoder, decoders_of
+from .errors import VideoError
+from .isolation import Overdue, call_within
+
+# Seconds after which opening a video, or reading frames of it, counts as hung.
+TIME_LIMIT = 60.0
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Number of frames, frames a second, height and width in pixels, codec ("h264", …) and duration in seconds.
+
+    `fps` and `duration` are 0 where the file does not tell.
+    """
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    codec: str
+    duration: float
+
+
+# ---------------------------------------------------------------------- reading
+
+
+class _Video:
+    """An open video. Every failure is a VideoError that names it."""
+
+    def __init__(
+        self,
+        source: str | bytes,
+        name: str,
+        decoders: Sequence[type[Decoder]],
+        short_side: int | None,
+        time_limit: float,
+    ):
+        self.name, self._time_limit = name, time_limit
+        check_source(source, name)
+        self.header, self._decoder = self._guard(_open, source, decoders, short_side)
+        if self.num_frames < 1:
+            raise VideoError(name, "it has no frames")
+
+    @property
+    def num_frames(self) -> int:
+        return self._decoder.num_frames
+
+    @property
+    def fps(self) -> float:
+        return self.header.fps
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
+        wanted = sorted(set(indices))
+        if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_frames:
+            raise VideoError(self.name, f"frames {list(indices)} asked for; it has frames 0 to {self.num_frames - 1}")
+        frames = self._guard(self._decoder.read, wanted)
+        if len(frames) != len(wanted):
+            raise VideoError(self.name, f"the decoder gave {len(frames)} of {len(wanted)} frames")
+        if wanted == list(indices):
+            return frames
+        return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
+
+    def _guard(self, function: Callable, *args):
+        try:
+            return _within(self._time_limit, self.name, function, *args)
+        except (ImportError, VideoError):
+            # A decoder that is not installed is no fault of the video.
+            raise
+        except Exception as error:
+            raise VideoError(self.name, _reason(error)) from error
+
+
+def _within(seconds: float, name: str, function: Callable, *args):
+    try:
+        return call_within(seconds, function, *args)
+    except Overdue:
+        raise VideoError(name, f"took longer than {seconds:g} s") from None
+
+
+def _open(source: str | bytes, decoders: Sequence[type[Decoder]], short_side: int | None) -> tuple[Header, Decoder]:
+    header = header_of(source)
+    decoder = next(decoder for decoder in decoders if not header.obstacles & decoder.obstacles)
+    return header, decoder(source, _smaller(header.height, header.width, short_side), header)
+
+
+def _smaller(height: int, width: int, short_side: int | None) -> tuple[int, int] | None:
+    """Return the size (height, width) scaled to a short side, or None where it is not larger."""
+    if short_side is None or min(height, width) <= short_side:
+        return None
+    scale = Fraction(short_side, min(height, width))
+    return round(height * scale), round(width * scale)
+
+
+def open_video(
+    source: str | os.PathLike | bytes,
+    *,
+    name: str | None = None,
+    backend: str = "decord",
+    short_side: int | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> _Video:
+    """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices).
+
+    Args:
+        name: what errors call it, by default its path.
+        backend: "decord", "pyav", "torchcodec", or "auto" for the fastest that finds the frames of this video.
+        short_side: pixels of the short side that are enough. Frames of larger videos may come scaled down to it, in
+            their aspect ratio, where the decoder is faster for it: decord and pyav are. What is then cut out of a
+            frame has been scaled twice, by different filters; its content stays the same.
+        time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
+
+    Raises:
+        VideoError: whatever goes wrong, with path and reason.
+        ValueError: the backend is unknown, or cannot be loaded.
+    """
+    source, name = source if isinstance(source, bytes) else os.fspath(source), name or _name_of(source)
+    return _Video(source, name, decoders_of(backend), short_side, time_limit)
+
+
+def _name_of(source: str | os.PathLike | bytes) -> str:
+    return f"<{len(source)} bytes of video>" if isinstance(source, bytes) else os.fspath(source)
+
+
+def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
+    """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
+    video = open_video(source, **kwargs)
+    height, width = video.read([0]).shape[1:3]
+    seconds = video.header.duration or (video.num_frames / video.fps if video.fps else 0.0)
+    return VideoInfo(video.num_frames, video.fps, height, width, video.header.codec, seconds)
+
+
+def read_frames(source: str | os.PathLike | bytes, indices: Sequence[int], **kwargs) -> torch.Tensor:
+    """Return the frames at `indices`, uint8 (T, H, W, C); other arguments and errors as in `open_video`."""
+    return open_video(source, **kwargs).read(indices)
+
+
+def read_clip(
+    source: str | os.PathLike | bytes,
+    indices_of: Callable[[int], Sequence[int]],
+    *,
+    name: str | None = None,
+    time_limit: float = TIME_LIMIT,
+    **kwargs,
+) -> torch.Tensor:
+    """Return a clip uint8 (T, C, H, W) of the frames at indices_of(number of frames of the video).
+
+    Other arguments and errors as in `open_video`; the time limit is one for opening and reading.
+    """
+    name = name or _name_of(source)
+
+    def read() -> torch.Tensor:
+        video = open_video(source, name=name, time_limit=0, **kwargs)
+        return video.read(indices_of(video.num_frames))
+
+    # In one call: decord decodes ahead as soon as it is open, and to wait for it again costs a millisecond or two.
+    frames = _within(time_limit, name, read)
+    # A view: channels stay last in memory, where uint8 resizing is fastest.
+    return frames.permute(0, 3, 1, 2)  # (T, C, H, W)
+
+
+# ---------------------------------------------------------------------- reasons
+
+
+def _reason(error: Exception) -> str:
+    """First line of a decoder's message, without the places in its source and the call stack that follows."""
+    text = getattr(error, "strerror", None) or str(error)
+    first_line = next(iter(text.strip().splitlines()), "") or type(error).__name__
+    what = re.sub(r"\[[0-9:]+\] \S+:[0-9]+: |^\w+, \S+:[0-9]+, ", "", first_line)
+    return f"cannot be decoded: {what}"

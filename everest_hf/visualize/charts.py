@@ -1,0 +1,103 @@
+"""Charts: how a run went, what a keep ratio costs, and which classes are taken for which."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from .figures import plt, save
+
+# What is drawn of a log: losses, and the main scores of each kind of fine-tuning.
+LOSSES: tuple[str, ...] = ("loss", "val_loss")
+SCORES: tuple[str, ...] = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
+# Width of a cell of a confusion picture, and of a whole one, in inches.
+LARGEST_CONFUSION_CELL, LARGEST_CONFUSION = 0.45, 13.0
+# The smallest letters that can be read, in points, of which an inch has 72.
+SMALLEST_FONT, POINTS_AN_INCH = 5.0, 72
+
+
+def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
+    """Draw the losses of each run, then the scores of each on held-out videos, where it has any.
+
+    logs: the lines of log.jsonl by the run's name.
+    """
+    panels = [(f"{name}: loss", "loss", log, LOSSES) for name, log in logs.items()]
+    panels += [
+        (f"{name}: held-out videos", "score (1: perfect)", log, SCORES)
+        for name, log in logs.items()
+        if any(key in line for line in log for key in SCORES)
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), squeeze=False, layout="constrained")
+    for axis, (title, ylabel, log, keys) in zip(axes[0], panels, strict=True):
+        for key in keys:
+            points = [(line["step"], line[key]) for line in log if key in line]
+            if points:
+                axis.plot(
+                    *zip(*points, strict=True), label=key, marker="o" if len(points) < 20 else None, markersize=3
+                )
+        axis.set(title=title, xlabel="step", ylabel=ylabel)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if keys == SCORES:
+            axis.set_ylim(min(0, axis.get_ylim()[0]), 1.02)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_keep_ratios(rows: Sequence[dict], recommended: dict, path: str | Path) -> None:
+    """Draw accuracy, speed and operations over the keep ratio.
+
+    rows, recommended: as `everest_hf.evaluation.keep_ratio.tune_keep_ratio` returns them. The bars are the standard
+    errors of the differences from the most accurate ratio; what may be lost against it is shaded.
+    """
+    ratios = [row["keep_ratio"] for row in rows]
+    top1 = [100 * row["top1"] for row in rows]
+    figure, axes = plt.subplots(1, 3, figsize=(13.8, 3.2), layout="constrained")
+    accuracy, speed, work = axes
+    allowed = recommended["max_loss_points"]
+    best = top1[ratios.index(recommended["reference_keep_ratio"])]
+    accuracy.axhspan(best - allowed, best, alpha=0.2, color="C2", lw=0, label=f"at most {allowed:g} points lost")
+    errors = [row["standard_error_points"] for row in rows]
+    accuracy.errorbar(ratios, top1, errors, marker="o", markersize=3, capsize=3, label="top-1")
+    accuracy.set(title="accuracy", ylabel="top-1 (%)")
+    speed.plot(ratios, [row["clips_per_second"] for row in rows], marker="o", markersize=3)
+    speed.set(title="speed of the model", ylabel="clips a second", ylim=0)
+    work.plot(ratios, [row["gflops"] for row in rows], marker="o", markersize=3)
+    work.set(title="operations", ylabel="GFLOPs a clip", ylim=0)
+    for axis in axes:
+        axis.axvline(recommended["keep_ratio"], color="C3", linestyle="--", lw=1, label="recommended")
+        axis.set(xlabel="keep ratio")
+        axis.grid(alpha=0.3)
+    accuracy.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], columns: Sequence[str], path: str | Path) -> None:
+    """Draw counts of videos (classes, columns) as shares of their row: a row a class, a column a predicted class.
+
+    names, columns: those of the rows and of the columns, of which there may be more. The counts are written into the
+    cells where there is room for them, and the names are left out where there is none.
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = min(max(LARGEST_CONFUSION_CELL * len(names), 3.0), LARGEST_CONFUSION)  # inches
+    cell = side * POINTS_AN_INCH / len(columns)
+    font = min(9.0, cell / 1.2)  # a line of text is as high as 1.2
+    has_names = font >= SMALLEST_FONT
+    margin = max(map(len, columns)) * font * 0.6 / POINTS_AN_INCH if has_names else 0.0  # a letter is as wide as 0.6
+    figure, axis = plt.subplots(figsize=(side + margin + 1.5, side + margin + 0.5), layout="constrained")
+    # Few videos of many are to be seen, too.
+    image = axis.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1))
+    axis.set(xlabel="predicted", ylabel="class of the video")
+    if has_names:
+        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
+        axis.set_yticks(range(len(names)), names, fontsize=font)
+    letters = len(str(counts.max())) + 1
+    if cell >= SMALLEST_FONT * letters:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.3 else "black"
+            font = min(9.0, 1.5 * cell / letters)
+            axis.text(column, row, str(count or ""), ha="center", va="center", color=colour, fontsize=font)
+    figure.colorbar(image, label="share of the class's videos", shrink=0.6)
+    save(figure, path)

@@ -1,0 +1,146 @@
+"""The demo page in a browser: choose a video, move the slider, read the result."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers.tiny import tiny_config
+from helpers.videos import write_clip
+
+from everest_hf import EverestForVideoClassification, EverestVideoProcessor
+from everest_hf.data.synthetic import DIRECTIONS
+from everest_hf.video import probe
+
+pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 60_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a checkpoint, two clips and a file that is not a video."""
+    folder = tmp_path_factory.mktemp("demo")
+    config = tiny_config(id2label={i: f"class {i}" for i in range(5)}, label2id={f"class {i}": i for i in range(5)})
+    EverestForVideoClassification(config).save_pretrained(folder / "model")
+    EverestVideoProcessor.from_config(config, frame_step=1).save_pretrained(folder / "model")
+    write_clip(folder / "upload.mp4", num_frames=20)
+    write_clip(folder / "examples" / "moving.mp4", num_frames=20, seed=1)
+    (folder / "examples" / "README.md").write_text("where they come from")
+    (folder / "text.mp4").write_text("this is not a video\n" * 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """The page's address, served by a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "app.py"), "--model", "model", "--examples", "examples", "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "*"}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(240):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            try:
+                urllib.request.urlopen(address, timeout=5)
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 1100})
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.get_by_role("button", name="Classify").wait_for()
+    yield page
+    page.close()
+
+
+def tokens_shown(page) -> list[int]:
+    """Tokens with the keep ratio and dense, as the table on the page has them."""
+    rows = page.locator("table tr").all_inner_texts()
+    return [int(re.split(r"\s+", row.strip().removeprefix("keep ratio "))[1]) for row in rows if "tokens" not in row]
+
+
+def place(slider, keep_ratio: float) -> dict[str, float]:
+    """Where on the slider a keep ratio is, in pixels."""
+    box = slider.bounding_box()
+    low, high = (float(slider.get_attribute(name)) for name in ("min", "max"))
+    return {"x": box["width"] * (keep_ratio - low) / (high - low), "y": box["height"] / 2}
+
+
+def test_upload_classify_and_move_the_slider(page, folder):
+    page.locator("input[type=file]").first.set_input_files(folder / "upload.mp4")
+    page.locator("video").first.wait_for()
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("as fast as dense").wait_for()
+    assert tokens_shown(page) == [27, 60]
+    assert page.get_by_text("class 0").count() >= 2  # beside each other: sparse and dense
+    slider = page.locator("input[type=range]")
+    slider.drag_to(slider, source_position=place(slider, 0.45), target_position=place(slider, 0.9))
+    page.get_by_text("keep ratio 0.9").wait_for()
+    assert tokens_shown(page) == [54, 60]
+    kept = page.locator("video").last
+    kept.scroll_into_view_if_needed()
+    assert kept.evaluate("video => video.videoWidth") > 3 * 40  # it plays: panels side by side
+    page.screenshot(path=os.environ.get("EVEREST_SCREENSHOT", folder / "page.png"), full_page=True)
+
+
+def test_an_example_can_be_chosen(page):
+    page.get_by_text("moving.mp4").first.click()
+    page.locator("video").first.wait_for()
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("as fast as dense").wait_for()
+
+
+def test_examples_are_videos_and_there_are_some_without_a_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    assert app.example_videos(folder / "examples") == {"moving.mp4": str(folder / "examples" / "moving.mp4")}
+    offered = app.example_videos(tmp_path / "nowhere")
+    assert sorted(offered) == sorted(DIRECTIONS)
+    assert all(probe(path).num_frames == 12 for path in offered.values())
+
+
+def test_a_file_that_is_no_video_gets_a_message(page, folder):
+    page.locator("input[type=file]").first.set_input_files(folder / "text.mp4")
+    page.get_by_text("text.mp4").or_(page.locator("video")).first.wait_for()
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("not a video").wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+
+
+def test_nothing_chosen_gets_a_message(page):
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("Choose a video first").wait_for()

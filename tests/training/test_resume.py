@@ -1,0 +1,209 @@
+"""Runs that are killed, stopped or cannot write, and go on: to the bit as if nothing had happened."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers.commands import Run, log_of, start_ranks, train, train_on
+from helpers.tiny import TINY
+from helpers.videos import write_class_folders
+from safetensors.torch import load_file
+
+CLASSES = ("left", "right", "up")
+MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
+# Nine videos in steps of two batches of one clip: four steps an epoch, twelve in all, a checkpoint every second one.
+# log_every divides neither, so that a checkpoint is in the middle of a line of the log.
+RECIPE = {
+    "train": "videos/train",
+    "val": "videos/val",
+    "config": {**MODEL, "drop_path_rate": 0.2},
+    "frame_step": 1,
+    "epochs": 3,
+    "warmup_epochs": 0.5,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "base_lr": 0.3,
+    "ema": 0.8,
+    "log_every": 3,
+    "save_every": 0.5,
+    "num_workers": 1,
+}
+FINETUNE = {
+    **RECIPE,
+    "task": "finetune",
+    "gradient_accumulation_steps": 1,
+    "erasing": 0.5,
+    "config": {**RECIPE["config"], "token_selection": "random"},
+    "segments": 1,
+    "crops": 1,
+}
+FINETUNE["config"].pop("num_labels")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_class_folders(folder / "videos" / "train", CLASSES, 3)
+    write_class_folders(folder / "videos" / "val", CLASSES, 1)
+    pretrain = {**RECIPE, "config": {k: v for k, v in RECIPE["config"].items() if k != "num_labels"}}
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump(pretrain))
+    (folder / "finetune.yaml").write_text(yaml.safe_dump(FINETUNE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steady(place) -> Path:
+    """The run that nobody disturbs."""
+    train("pretrain.yaml", "--output_dir", "steady", cwd=place).check()
+    return place / "steady"
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    return sorted(int(path.name.split("-")[1]) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def newest(folder: Path) -> Path:
+    return folder / "checkpoints" / f"step-{steps_of(folder)[-1]:08d}"
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """The same log, result (the moving average) and last weights, to the bit."""
+    assert log_of(one) == log_of(other)
+    for file in ("model/model.safetensors", f"checkpoints/{newest(other).name}/state/model.safetensors"):
+        left, right = load_file(one / file), load_file(other / file)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left), file
+
+
+def has_logged(folder: Path, step: int):
+    log = folder / "log.jsonl"
+    return lambda: log.exists() and f'"step": {step},' in log.read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------ killed
+
+
+def test_what_a_steady_run_leaves(steady):
+    lines = [line for line in log_of(steady) if "loss" in line]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(3, 0), (6, 1), (9, 2), (12, 2)]
+    result, last = load_file(steady / "model/model.safetensors"), load_file(newest(steady) / "state/model.safetensors")
+    assert not all(torch.equal(result[name], last[name]) for name in last)  # the average is not the weights
+    kept = load_file(newest(steady) / "model.safetensors")
+    assert all(torch.equal(result[name], kept[name]) for name in result)
+
+
+def test_killed_in_a_step_of_the_middle_of_an_epoch(place, steady):
+    folder = place / "in_a_step"
+    Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000006")
+    assert steps_of(folder)[-1] % 4 == 2
+    train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
+    assert_same_end(folder, steady)
+
+
+def test_killed_in_a_save(place, steady):
+    folder = place / "in_a_save"
+    partial = folder / "checkpoints" / ".partial-00000006"
+    Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(partial)
+    assert partial.exists()
+    assert steps_of(folder) == [2, 4]
+    with (folder / "log.jsonl").open("a") as log:  # a line that was being written
+        log.write('{"step": 6, "lo')
+    train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
+    assert_same_end(folder, steady)
+
+
+def test_sigterm_saves_and_the_run_goes_on(place, steady):
+    folder = place / "terminated"
+    stopped = Run("pretrain.yaml", "--output_dir", folder, cwd=place).terminate_when(has_logged(folder, 3))
+    assert stopped.returncode == 143, stopped.stderr
+    step = steps_of(folder)[-1]
+    assert stopped.stdout.count(f"stopped by SIGTERM after step {step}; the same command goes on from there") == 1
+    assert "Traceback" not in stopped.stderr
+    assert 3 <= step < 12
+    train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
+    assert_same_end(folder, steady)
+
+
+def test_two_processes_go_on_after_sigterm_to_one_of_them(place):
+    """Fine-tuning with drop path and erasing: each process has random states of its own."""
+    arguments = ["finetune.yaml", "--epochs", 2]
+    steady, folder = place / "two_steady", place / "two_terminated"
+    for result in train_on(2, *arguments, "--output_dir", steady, cwd=place):
+        result.check()
+    runs = start_ranks(2, *arguments, "--output_dir", folder, cwd=place)
+    stopped = [runs[1].terminate_when(has_logged(folder, 3)), runs[0].wait()]
+    assert [result.returncode for result in stopped] == [143, 143], stopped
+    assert sum(result.stdout.count("stopped by SIGTERM") for result in stopped) == 1
+    assert 3 <= steps_of(folder)[-1] < 8
+    for result in train_on(2, *arguments, "--output_dir", folder, cwd=place):
+        result.check()
+    assert_same_end(folder, steady)
+
+
+# ------------------------------------------------------------------------------------------- what stays, what is refused
+
+
+def test_the_newest_and_the_best_are_kept(place):
+    """The best is that of validation, however old it is: here the first, as the learning rate is then absurd."""
+    arguments = ["--output_dir", "best", "--keep_checkpoints", 1, "--warmup_epochs", 2.9, "--base_lr", 30, "--ema", 0]
+    train("pretrain.yaml", *arguments, "--save_every", 1, "--epochs", 3, cwd=place).check()
+    losses = {line["step"]: line["val_loss"] for line in log_of(place / "best") if "val_loss" in line}
+    assert min((4, 8), key=losses.get) == 4
+    assert steps_of(place / "best") == [4, 12]
+
+
+def test_a_better_evaluation_is_saved_between_the_intervals(place):
+    train("pretrain.yaml", "--output_dir", "rare", "--save_every", 99, "--epochs", 2, cwd=place).check()
+    assert steps_of(place / "rare") == [4, 8]
+
+
+def test_the_same_total_batch_goes_on_with_other_batches(place, steady):
+    folder = place / "other_batches"
+    shutil.copytree(steady, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != "step-00000010":
+            shutil.rmtree(path)
+    options = ["--output_dir", folder, "--batch_size", 2, "--gradient_accumulation_steps", 1, "--num_workers", 0]
+    train("pretrain.yaml", *options, cwd=place).check()
+    assert log_of(folder)[-1]["step"] == 12
+
+
+def test_another_total_batch_is_refused(place, steady):
+    result = train("pretrain.yaml", "--output_dir", steady, "--batch_size", 2, cwd=place)
+    assert result.returncode == 1
+    assert "step-00000012 was trained with total_batch=2, which is now 4" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(place, steady, processes):
+    """The system refuses files above a size: the optimizer's of the next checkpoint fits no more."""
+    folder = place / f"full_{processes}"
+    Run("pretrain.yaml", "--output_dir", folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000002")
+    (folder / "checkpoints" / ".partial-00000099").mkdir()
+    before = {path: path.read_bytes() for path in newest(folder).rglob("*") if path.is_file()}
+    largest = max(len(content) for content in before.values()) // 2
+    arguments = ["--output_dir", folder, "--gradient_accumulation_steps", 2 // processes]
+    results = train_on(processes, "pretrain.yaml", *arguments, cwd=place, largest_file=largest)
+    assert [result.returncode for result in results] == [1] * processes
+    errors = [line for result in results for line in result.stderr.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1, errors
+    assert "cannot write checkpoint" in errors[0]
+    assert "Traceback" not in results[0].stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert steps_of(folder) == [2]
+    assert not (folder / "checkpoints" / ".partial-00000004").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(place):
+    folder = place / "unwritable"
+    folder.mkdir()
+    (folder / "checkpoints").write_text("a file where the folder has to be")
+    result = train("pretrain.yaml", "--output_dir", folder, cwd=place)
+    assert result.returncode == 1
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error"))
+    assert "checkpoints" in error
+    assert "Traceback" not in result.stderr
