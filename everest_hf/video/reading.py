@@ -1,4 +1,4 @@
-"""The only place that opens a video file: frame indices, reading, errors. The decoders are those of decoders.py.
+"""Reading frames of a video by their numbers, with the decoder that finds them in this file.
 
 Frame i is the i-th that the file shows, upright, whatever its time: a variable frame rate changes nothing. All decoders
 give the same pixels, bit for bit, except where frames are asked for smaller (see `open_video`).
