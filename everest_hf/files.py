@@ -1,9 +1,11 @@
-"""Files that are whole or absent, and the folder of runs."""
+"""Files that are whole or absent, and the folders of the package and of runs."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Where recipes and the template of the model card lie; in a checkout both are links to those beside the package.
+PACKAGE = Path(__file__).parent
 # Where a run is by default, and is looked for.
 RUNS = Path("runs")
 

@@ -145,9 +145,9 @@ def as_text(summary: dict[str, Any]) -> str:
 def _lines_of_videos(summary: dict[str, Any]) -> list[str]:
     short = [f"{video['video']} ({video['frames']})" for video in summary["short"]]
     return [
-        f"codecs       {_named(summary['codecs'])}",
-        f"sizes        {_named(summary['sizes'])}",
-        f"frames/s     {_named(summary['fps'])}",
+        f"codecs       {_most_frequent(summary['codecs'])}",
+        f"sizes        {_most_frequent(summary['sizes'])}",
+        f"frames/s     {_most_frequent(summary['fps'])}",
         f"             {''.join(f'{name:>10}' for name in QUANTILES)}",
         f"frames       {''.join(f'{value:>10}' for value in summary['frames'].values())}",
         f"seconds      {''.join(f'{value:>10.2f}' for value in summary['seconds'].values())}"
@@ -166,7 +166,7 @@ def _lines_of_classes(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _named(counts: dict[str, int]) -> str:
+def _most_frequent(counts: dict[str, int]) -> str:
     """Return the most frequent kinds, and how many others there are."""
     named = [f"{kind} ({count})" for kind, count in list(counts.items())[:NAMED]]
     others = len(counts) - len(named)

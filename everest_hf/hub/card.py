@@ -14,7 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_everest import EverestConfig
 from ..cost import clip_cost
-from ..training.recipe import PACKAGE, Recipe
+from ..files import PACKAGE
+from ..training.recipe import Recipe
 
 CARD = "README.md"
 TEMPLATE = PACKAGE / "model_card.md"

@@ -1,7 +1,6 @@
 """The figures of a run as they come: the log, the trackers, and the bar with a word of advice."""
 
 import json
-import logging
 import math
 import secrets
 import time
@@ -13,8 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-
-logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
 # What trackers call the run.

@@ -18,10 +18,8 @@ import yaml
 from ..configuration_everest import EverestConfig
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
+from ..files import PACKAGE
 from ..video import BACKENDS, TIME_LIMIT
-
-# Where recipes and the template of the model card lie; in a checkout both are links to those beside the package.
-PACKAGE = Path(__file__).parents[1]
 
 TASKS = ("pretrain", "finetune", "probe")
 SINGLE_LABEL = "single_label_classification"

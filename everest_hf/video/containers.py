@@ -55,17 +55,20 @@ def header_of(source: str | bytes) -> Header:
     """Return the Header of a video, given by path or as bytes. It may raise anything."""
     if isinstance(source, bytes):
         return _read_header(source)
-    return remembered(_read_header, source, *version_of(source))
+    return remembered(_read_header, source)
 
 
-def version_of(path: str) -> tuple[int, int]:
+def remembered(function: Callable, path: str):
+    """Return function(path), from memory where this process has called it before and the file is still the same.
+
+    To go through a file's packets costs a millisecond.
+    """
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+    return _cached(function, path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(MAX_HEADERS)
-def remembered(function: Callable, path: str, *version: int):
-    """Return function(path), a process's second time from memory: to go through a file's packets costs a millisecond."""
+def _cached(function: Callable, path: str, *version: int):
     return function(path)
 
 

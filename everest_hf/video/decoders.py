@@ -29,7 +29,6 @@ from .containers import (
     header_of,
     is_narrow,
     remembered,
-    version_of,
 )
 
 
@@ -135,7 +134,7 @@ class SequentialDecoder:
         if isinstance(source, bytes):
             self.num_frames = _count_frames(source)
         else:
-            self.num_frames = remembered(_count_frames, source, *version_of(source))
+            self.num_frames = remembered(_count_frames, source)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         with demuxer(self._source) as (container, stream):
