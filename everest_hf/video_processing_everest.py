@@ -2,20 +2,27 @@
 
 It samples the frames of the centre view that evaluation during training uses, so that a checkpoint gives the same
 result in a pipeline as in the run that made it. This file is copied beside a checkpoint as remote code: it imports
-nothing but torch and transformers.
+nothing but torch, transformers and the file that reads videos.
 """
 
+import importlib
 import os
-from typing import TYPE_CHECKING
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import is_av_available, is_decord_available
-from transformers.utils.import_utils import is_torchcodec_available
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoMetadata, load_video
+from transformers.video_utils import VideoMetadata
+
+from .video_reading_everest import SequentialVideo
+
+# Limits of a video that is given by URL: bytes, and seconds of the download.
+MAX_DOWNLOAD = 2**30
+DOWNLOAD_TIME = 300.0
 
 # ---------------------------------------------------------------------- frame indices of a view
 
@@ -254,41 +261,47 @@ def _paths_as_text(videos):
     return videos
 
 
-def _decoder_backend() -> str:
-    """Name of the first installed decoder among those that transformers' load_video knows and EVEREST was tried with."""
-    installed = {"decord": is_decord_available, "torchcodec": is_torchcodec_available, "pyav": is_av_available}
-    for name, is_installed in installed.items():
-        if is_installed():
-            return name
-    raise ImportError("reading a video file needs one of the packages decord2, torchcodec or av; none is installed")
-
-
 def _read_video(video: str, sample_indices_fn=None):
-    """Return the sampled frames of a file or URL, (T, H, W, C) or (T, C, H, W), and their VideoMetadata."""
+    """Return the sampled frames of a file or URL, (T, H, W, C), and their VideoMetadata."""
     is_url = video.startswith(("http://", "https://"))
     if not is_url and not os.path.isfile(video):
         raise FileNotFoundError(f"{video}: no such video file")
-    wanted: list[int] = []
-
-    def distinct_indices(metadata, **kwargs):
-        # Not every backend repeats a frame that is asked for twice: read each once, in order.
-        wanted.extend(sample_indices_fn(metadata=metadata) if sample_indices_fn else range(metadata.total_num_frames))
-        return sorted(set(wanted))
-
-    backend = _decoder_backend()
     try:
-        frames, metadata = load_video(
-            video,  # type: ignore[arg-type]  # annotated without paths and URLs, which it takes
-            backend=backend,
-            sample_indices_fn=distinct_indices,
+        opened = _open_video(_download(video) if is_url else video, video)
+        metadata = VideoMetadata(
+            total_num_frames=opened.num_frames,
+            fps=opened.fps or None,
+            duration=opened.num_frames / opened.fps if opened.fps else None,
+            video_backend="pyav",
         )
+        wanted = sample_indices_fn(metadata=metadata) if sample_indices_fn else range(opened.num_frames)
+        metadata.frames_indices = list(wanted)
+        return opened.read(metadata.frames_indices), metadata
     except Exception as error:
-        raise ValueError(f"{video}: cannot be read by {backend}: {_first_line(error)}") from error
-    place = {index: i for i, index in enumerate(sorted(set(wanted)))}
-    if len(frames) != len(place):
-        raise ValueError(f"{video}: {backend} gave {len(frames)} of the {len(place)} frames asked for")
-    metadata.frames_indices = wanted
-    return frames[[place[index] for index in wanted]], metadata
+        line = _first_line(error)
+        raise ValueError(line if line.startswith(f"{video}: ") else f"{video}: cannot be read: {line}") from error
+
+
+def _download(url: str) -> bytes:
+    """Return the file behind a URL, at most MAX_DOWNLOAD bytes of it, within DOWNLOAD_TIME seconds."""
+    deadline, content = time.monotonic() + DOWNLOAD_TIME, bytearray()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        while part := response.read(2**20):
+            content += part
+            if len(content) > MAX_DOWNLOAD:
+                raise ValueError(f"the file is larger than {MAX_DOWNLOAD / 2**30:g} GiB; download it first")
+            if time.monotonic() > deadline:
+                raise ValueError(f"to download it takes longer than {DOWNLOAD_TIME:g} s; download it first")
+    return bytes(content)
+
+
+def _open_video(source: str | bytes, name: str) -> Any:
+    """Open a video: with everest_hf where it is installed, which seeks where that is right; else from the start on."""
+    try:
+        reading = importlib.import_module("everest_hf.video")
+    except ImportError:
+        return SequentialVideo(source)
+    return reading.open_video(source, name=name)
 
 
 def _first_line(error: Exception) -> str:

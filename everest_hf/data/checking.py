@@ -27,7 +27,7 @@ def check_readable(
     frames_needed: int = 1,
     sample: int | None = 256,
     num_threads: int | None = None,
-    backend: str = "decord",
+    backend: str = "auto",
     time_limit: float = TIME_LIMIT,
 ) -> list[VideoError]:
     """Open the videos of the rows, decode the first frame of each and return one VideoError for each that fails.

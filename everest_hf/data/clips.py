@@ -66,7 +66,7 @@ class ClipReader:
         frame_sampling: str = "stride",
         seed: int = 0,
         num_sample: int = 1,
-        backend: str = "decord",
+        backend: str = "auto",
         time_limit: float = TIME_LIMIT,
     ):
         self.transform, self.seed, self.num_sample = transform, seed, num_sample
@@ -212,7 +212,7 @@ class VideoViews(torch.utils.data.Dataset):
         frame_sampling: str = "stride",
         num_segments: int = 1,
         num_crops: int = 1,
-        backend: str = "decord",
+        backend: str = "auto",
         time_limit: float = TIME_LIMIT,
         count_unreadable: bool = False,
     ):

@@ -29,7 +29,7 @@ PARTS = {
     "configuration": ("config.json",),
     "code of the configuration": ("configuration_everest.py",),
     "code of the model": ("modeling_everest.py",),
-    "code of the processor": ("video_processing_everest.py",),
+    "code of the processor": ("video_processing_everest.py", "video_reading_everest.py"),
     "processor": ("video_preprocessor_config.json",),
 }
 RECIPE = "recipe.yaml"

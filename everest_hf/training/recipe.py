@@ -89,7 +89,7 @@ class Recipe:
     )
     frame_step: int = _option(4, "Data", "frames from one sampled frame to the next, for stride")
     num_workers: int = _option(2, "Data", "decoding processes for each training process")
-    video_backend: str = _option("decord", "Data", "decoder; auto: the fastest for each video", BACKENDS)
+    video_backend: str = _option("auto", "Data", "decoder; auto: the fastest that is right for each video", BACKENDS)
     decode_timeout: float = _option(TIME_LIMIT, "Data", "seconds after which a decoder counts as hung (0: never)")
     max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
 

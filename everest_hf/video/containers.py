@@ -8,20 +8,21 @@ import functools
 import io
 import os
 import re
-import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, BinaryIO, NamedTuple
 
 import av
 
+from ..video_reading_everest import demuxer, display_matrix
 from .errors import VideoError
 
 # Files of which a process remembers what their headers say.
 MAX_HEADERS = 2**16
+# In times of the usual one, the step from a frame to the next that is a jump.
+JUMP = 3
 # What keeps a decoder from finding the frames of a video by their numbers.
 CUT = "an edit list begins or ends between key frames"
 OPEN_GROUPS = "frames that are shown before a key frame come after it"
@@ -30,6 +31,10 @@ UNTIMED = "the container does not tell when frames are shown"
 MIRRORED = "the display matrix mirrors the frames"
 CROWDED = "several frames come out of the decoder at once"
 NARROW = "rows are padded to a multiple of their own length"
+UNRATED = "the header tells no frame rate"
+FOREIGN = "the container is none of those in which a time leads to its frame"
+# The names of those containers.
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Header:
     """What a file says about its video.
 
     codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
-    height, width: of a frame as it is shown, in pixels. matrix: see `_display_matrix`. times: when each frame is shown,
+    height, width: of a frame as it is shown, in pixels. matrix: see `display_matrix`. times: when each frame is shown,
     in the container's unit; None where it does not tell. obstacles: of the above.
     """
 
@@ -72,29 +77,6 @@ def _cached(function: Callable, path: str, *version: int):
     return function(path)
 
 
-# Up to PyAV 18 metadata that is no UTF-8 is an error unless asked otherwise; later versions read it and take no such word.
-_LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-
-
-def open_container(source: str | bytes) -> av.container.InputContainer:
-    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises."""
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", **_LENIENT)
-
-
-@contextmanager
-def demuxer(source: str | bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    try:
-        container = open_container(source)
-    except av.error.FFmpegError as error:
-        raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
-    with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
-            raise ValueError("not a video: it has no stream of pictures, or one of an unknown kind")
-        stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
-        yield container, stream
-
-
 def _read_header(source: str | bytes) -> Header:
     with demuxer(source) as (container, stream):
         _check_count(container, stream)
@@ -106,7 +88,7 @@ def _read_header(source: str | bytes) -> Header:
             first = first or _first_frame(packet)
         if first is None:
             raise ValueError("none of its frames can be decoded")
-        matrix = _display_matrix(first)
+        matrix = display_matrix(first)
         height, width = (first.height, first.width) if matrix[0] else (first.width, first.height)
         obstacles = frozenset(_obstacles(packets, container, stream, matrix, width))
         times = sorted(packet.time for packet in packets if packet.time is not None)
@@ -176,19 +158,6 @@ def _seconds(container: av.container.InputContainer, stream: av.VideoStream) -> 
     return None if container.duration is None else container.duration / av.time_base
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y."""
-    side_data: Any = frame.side_data  # annotated as a dict of something else
-    data = side_data.get("DISPLAYMATRIX")
-    numbers = (1, 0, 0, 0, 1, 0, 0, 0, 1) if data is None else struct.unpack("=9i", bytes(data))
-    a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
-    if not any((a, b, c, d)):  # players ignore it
-        return 1, 0, 0, 1
-    if abs(a * d) + abs(b * c) != 1:
-        raise ValueError("it is to be shown turned by an angle that is no multiple of 90 degrees, or distorted")
-    return a, b, c, d
-
-
 def _obstacles(
     packets: list[_Packet], container: av.container.InputContainer, stream: av.VideoStream, matrix: tuple, width: int
 ) -> Iterator[str]:
@@ -200,14 +169,20 @@ def _obstacles(
         yield NARROW
     if any(packet.is_recovery for packet in packets):
         yield RECOVERY
+    if not stream.average_rate:
+        yield UNRATED
     times: list[Any] = [packet.time for packet in packets]
     name = container.format.name
+    if name not in _INDEXED:
+        yield FOREIGN
     # A frame of these is found by its place in the file, which the first frames of a program stream do not have.
     if name in ("mpeg", "mpegts") or None in times or len(set(times)) < len(times):
         yield UNTIMED
         return
     shown = sorted(range(len(times)), key=times.__getitem__)
     moved = [i for place, i in enumerate(shown) if place != i]
+    if moved and any(_jumps(packets, shown)):
+        yield UNTIMED
     codec, is_delayed = stream.codec.canonical_name, stream.codec_context.has_b_frames
     if any(packet.is_hidden for packet in packets):
         yield CUT
@@ -218,6 +193,23 @@ def _obstacles(
     # Its times are those of decoding. MPEG-4 says that frames are delayed where they merely may be.
     if name == "avi" and (moved or (is_delayed and codec != "mpeg4")):
         yield UNTIMED
+
+
+def _jumps(packets: list[_Packet], shown: list[int]) -> Iterator[bool]:
+    """Yield, for each jump in the times, whether they may tell another order than that in which frames are shown.
+
+    A recording whose clock jumps moves all packets that follow, among them frames that are shown before one that was
+    already sent. An encoder that is given a jump codes a frame from behind it first, or begins with a key frame.
+    """
+    times: list[Any] = [packets[i].time for i in shown]
+    steps = [after - before for before, after in pairwise(times)]
+    usual = sorted(steps)[len(steps) // 2]
+    last_before = list(accumulate(shown, max))
+    first_behind = list(accumulate(reversed(shown), min))[::-1]
+    for place, step in enumerate(steps, 1):
+        if step > JUMP * usual:
+            first = first_behind[place]
+            yield last_before[place - 1] < first and not packets[first].is_key
 
 
 def is_narrow(width: int) -> bool:

@@ -7,25 +7,25 @@ import ctypes
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import ClassVar, Protocol
 
 import av
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
 
+from ..video_reading_everest import decode_in_order, demuxer, rgb_converter, upright
 from .containers import (
     CROWDED,
     CUT,
+    FOREIGN,
     MIRRORED,
     NARROW,
     OPEN_GROUPS,
     RECOVERY,
+    UNRATED,
     UNTIMED,
     Header,
-    demuxer,
     header_of,
     is_narrow,
     remembered,
@@ -53,7 +53,7 @@ class Decoder(Protocol):
 class DecordDecoder:
     """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
 
-    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW})
+    obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW, UNRATED, FOREIGN})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
         height, width = (-1, -1) if size is None or is_narrow(size[1]) else size
@@ -76,14 +76,19 @@ class TorchcodecDecoder:
     It does not scale: that makes it slower.
     """
 
-    obstacles: ClassVar = frozenset({RECOVERY, UNTIMED, MIRRORED})
+    obstacles: ClassVar = frozenset({RECOVERY, UNTIMED, MIRRORED, FOREIGN})
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
+        self._source, self._header = source, header
         self._decoder = _torchcodec().VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
         self.num_frames = len(self._decoder)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
-        return self._decoder.get_frames_at(list(indices)).data
+        try:
+            return self._decoder.get_frames_at(list(indices)).data
+        except RuntimeError:
+            # Among other things it refuses a video whose frames change their size, which no header tells.
+            return SequentialDecoder(self._source, header=self._header).read(indices)
 
 
 class PyavDecoder:
@@ -96,7 +101,8 @@ class PyavDecoder:
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
         header = header or header_of(source)
-        self._source, self._size, self._matrix = source, size, header.matrix
+        self._source, self._matrix = source, header.matrix
+        self._size = _coded(size or (header.height, header.width), header)
         self._times: Sequence[int] = header.times or ()
         self.num_frames = len(self._times)
 
@@ -106,14 +112,11 @@ class PyavDecoder:
         frames = self._decode(times, times[0]) or self._decode(times, self._times[0])
         if not frames:
             raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
-        return _upright(torch.stack(frames), self._matrix)
+        return upright(torch.stack(frames), self._matrix)
 
     def _decode(self, times: list[int], start: int) -> list[torch.Tensor] | None:
         """Return the frames that are shown at `times`, decoded from the key frame before `start`; None if one is missed."""
-        height, width = self._size or (None, None)
-        if not self._matrix[0]:
-            height, width = width, height
-        wanted, frames, to_pixels = set(times), [], _converter(height, width)
+        wanted, frames, to_pixels = set(times), [], rgb_converter(*self._size)
         with demuxer(self._source) as (container, stream):
             container.seek(start, stream=stream)
             for frame in _decode_few(container, stream, wanted):
@@ -130,17 +133,21 @@ class SequentialDecoder:
     obstacles: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
-        self._source, self._matrix = source, (header or header_of(source)).matrix
+        header = header or header_of(source)
+        self._source, self._matrix = source, header.matrix
+        self._size = _coded((header.height, header.width), header)
         if isinstance(source, bytes):
             self.num_frames = _count_frames(source)
         else:
             self.num_frames = remembered(_count_frames, source)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
-        with demuxer(self._source) as (container, stream):
-            wanted, shown, to_pixels = set(indices), islice(container.decode(stream), max(indices) + 1), _converter()
-            frames = [to_pixels(frame) for i, frame in enumerate(shown) if i in wanted]
-        return _upright(torch.stack(frames), self._matrix)
+        return upright(decode_in_order(self._source, indices, self._size), self._matrix)
+
+
+def _coded(size: tuple[int, int], header: Header) -> tuple[int, int]:
+    """Return a size (height, width) of frames as they are shown before they are turned upright."""
+    return size if header.matrix[0] else size[::-1]
 
 
 def _decode_few(
@@ -158,31 +165,9 @@ def _decode_few(
         yield from packet.decode()
 
 
-def _converter(height: int | None = None, width: int | None = None) -> Callable[[av.VideoFrame], torch.Tensor]:
-    """Return what makes pixels (H, W, C) of frames, scaled to height and width.
-
-    One for all frames and on this thread: to set it up, or to start threads, takes longer than to use it.
-    """
-    reformat = VideoReformatter().reformat
-
-    def convert(frame: av.VideoFrame) -> torch.Tensor:
-        converted = reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-        return torch.from_numpy(converted.to_ndarray())
-
-    return convert
-
-
 def _count_frames(source: str | bytes) -> int:
     with demuxer(source) as (container, stream):
         return sum(1 for _ in container.decode(stream))
-
-
-def _upright(frames: torch.Tensor, matrix: tuple[int, int, int, int]) -> torch.Tensor:
-    """Return frames (T, H, W, C) as a display matrix has them shown."""
-    a, b, c, d = matrix
-    if not a:
-        frames = frames.transpose(1, 2)
-    return frames.flip([axis for axis, sign in ((2, a or c), (1, d or b)) if sign < 0])
 
 
 @contextmanager
@@ -261,7 +246,7 @@ def decoders_of(backend: str) -> tuple[type[Decoder], ...]:
         _torchcodec()
     if backend != "auto":
         return DECODERS[backend], SequentialDecoder
-    return PyavDecoder, *([TorchcodecDecoder] if torchcodec_loads() else []), SequentialDecoder
+    return DECODERS["pyav"], *([DECODERS["torchcodec"]] if torchcodec_loads() else []), SequentialDecoder
 
 
 @functools.cache

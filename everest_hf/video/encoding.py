@@ -12,7 +12,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from .containers import open_container
+from ..video_reading_everest import open_container
 from .errors import VideoError
 
 # Frames a second of a video that does not tell.

@@ -114,7 +114,7 @@ def open_video(
     source: str | os.PathLike | bytes,
     *,
     name: str | None = None,
-    backend: str = "decord",
+    backend: str = "auto",
     short_side: int | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> _Video:

@@ -15,7 +15,7 @@ from helpers.tiny import tiny_config
 from helpers.videos import bad_files, real_clips, write_clip, write_list
 from transformers import AutoVideoProcessor, pipeline
 
-from everest_hf import EverestForVideoClassification, EverestVideoProcessor, video_processing_everest
+from everest_hf import EverestForVideoClassification, EverestVideoProcessor
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.video import read_frames
@@ -84,24 +84,19 @@ def test_videos_of_different_sizes_make_one_batch(clip, tmp_path):
     assert torch.equal(batch, torch.cat([pixels(processor, str(clip)), pixels(processor, str(tall))]))
 
 
-@pytest.mark.parametrize("backend", ["decord", "pyav"])
-def test_short_video_repeats_its_last_frame(tmp_path, monkeypatch, backend):
-    if backend == "pyav":
-        monkeypatch.setattr(video_processing_everest, "is_decord_available", lambda: False)
-        monkeypatch.setattr(video_processing_everest, "is_torchcodec_available", lambda: False)
+@pytest.fixture(params=["with everest_hf", "alone"])
+def installed(request, monkeypatch):
+    """Beside the package, and as remote code where it is not installed."""
+    if request.param == "alone":
+        monkeypatch.setitem(sys.modules, "everest_hf.video", None)  # importing it is an ImportError
+
+
+def test_short_video_repeats_its_last_frame(tmp_path, installed):
     path = write_clip(tmp_path / "short.mp4", num_frames=7)
     result = pixels(EverestVideoProcessor.from_config(tiny_config(), frame_step=2), str(path))[0]
     assert result.shape[0] == 12
     assert all(torch.equal(result[t], result[3]) for t in range(3, 12))  # frames 0, 2, 4, 6, 6, …
     assert not torch.equal(result[2], result[3])
-
-
-def test_other_backend_gives_the_same_pixels(clip, monkeypatch):
-    processor = EverestVideoProcessor.from_config(tiny_config())
-    expected = pixels(processor, str(clip))
-    monkeypatch.setattr(video_processing_everest, "is_decord_available", lambda: False)
-    monkeypatch.setattr(video_processing_everest, "is_torchcodec_available", lambda: False)
-    assert torch.equal(pixels(processor, str(clip)), expected)
 
 
 def test_call_overrides_the_sampling(clip):
@@ -115,7 +110,7 @@ def test_call_overrides_the_sampling(clip):
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "missing"])
-def test_bad_file_is_named_in_one_line(tmp_path, kind):
+def test_bad_file_is_named_in_one_line(tmp_path, kind, installed):
     path = bad_files(tmp_path)[kind]
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         EverestVideoProcessor()(str(path))

@@ -56,6 +56,7 @@ from everest_hf.video import (
     stride_indices,
 )
 from everest_hf.video.isolation import Overdue, call_within
+from everest_hf.video_reading_everest import demuxer
 
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
 # What the decoder prints on its own about a bad file is not ours to check.
@@ -236,7 +237,7 @@ def test_frames_of_h264_that_nobody_needs_are_not_decoded(tmp_path):
     path = write_video(tmp_path / "clip.mp4", counting_frames(60), **{"x264-params": X264})
     times = containers.header_of(str(path)).times
     wanted = {times[i] for i in range(1, 60, 4)}
-    with containers.demuxer(str(path)) as (container, stream):
+    with demuxer(str(path)) as (container, stream):
         few = {
             frame.pts: frame.to_ndarray(format="rgb24") for frame in decoders._decode_few(container, stream, wanted)
         }
@@ -520,8 +521,8 @@ def test_a_decoder_that_takes_too_long_is_cut_off(backend):
     assert read_frames(path, [3], backend=backend).shape == (1, 720, 1280, 3)  # the next call is not disturbed
 
 
-class _Hanging(DECODERS["decord"]):
-    """decord, but on the video that is called hang.mp4 it never ends."""
+class _Hanging(DECODERS["pyav"]):
+    """PyAV, but on the video that is called hang.mp4 it never ends."""
 
     def __init__(self, source, *args):
         super().__init__(source, *args)
@@ -530,7 +531,7 @@ class _Hanging(DECODERS["decord"]):
 
 
 def test_a_loader_goes_on_where_a_decoder_hangs(tmp_path, monkeypatch):
-    monkeypatch.setitem(DECODERS, "decord", _Hanging)
+    monkeypatch.setitem(DECODERS, "pyav", _Hanging)
     paths = [write_clip(tmp_path / name) for name in ("a.mp4", "hang.mp4", "z.mp4")]
     rows = load_videos(tmp_path, labels_required=False)
     clips = VideoClips(rows, finetuning_transform((24, 40)), num_frames=4, time_limit=2)

@@ -1,0 +1,155 @@
+"""Frames of a video in the order in which it shows them, upright, as FFmpeg's program `ffmpeg` gives them.
+
+Reading from the first frame on is right for every file, and slow late in a long one; `everest_hf.video` knows which files
+allow better. This file is copied beside a checkpoint as remote code: it imports nothing but PyAV and torch.
+"""
+
+import io
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+
+try:
+    import av
+    import av.filter
+except ImportError:  # whoever reads files needs it; the processor also takes arrays
+    av = None  # type: ignore[assignment]
+
+
+# Up to PyAV 18 metadata that is no UTF-8 is an error unless asked otherwise; later versions read it and take no such word.
+_LENIENT: dict[str, Any] = (
+    {} if av is None or int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "ignore"}
+)
+
+
+def open_container(source: "str | bytes") -> "av.container.InputContainer":
+    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises."""
+    if av is None:
+        raise ImportError("reading a video file needs the package av (pip install av)")
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", **_LENIENT)
+
+
+@contextmanager
+def demuxer(source: str | bytes) -> "Iterator[tuple[av.container.InputContainer, av.VideoStream]]":
+    """Open a video and give its container and its stream of pictures; covers of music and films are none.
+
+    Raises:
+        ValueError: it is not a video.
+    """
+    try:
+        container = open_container(source)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
+    with container:
+        stream = _best_stream(container)
+        stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
+        yield container, stream
+
+
+def _best_stream(container: "av.container.InputContainer") -> "av.VideoStream":
+    covers = [s for s in container.streams.video if s.disposition & av.stream.Disposition.attached_pic]
+    stream = container.streams.best("video")
+    if stream in covers:
+        stream = next((s for s in container.streams.video if s not in covers), None)
+        if stream is None:
+            raise ValueError("not a video: its only picture is a cover")
+    if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+        raise ValueError("not a video: it has no stream of pictures, or one of an unknown kind")
+    return stream
+
+
+class SequentialVideo:
+    """A video that is read from its first frame on; it has num_frames, fps (0.0 where the file does not tell) and read.
+
+    Args: source: a path, or the bytes of a file.
+
+    Raises:
+        ValueError: it is not a video, or it has no frames.
+    """
+
+    def __init__(self, source: str | bytes):
+        self.num_frames, first = 0, None
+        with demuxer(source) as (container, stream):
+            self.fps = float(stream.average_rate or 0)
+            for frame in container.decode(stream):
+                first = first or frame
+                self.num_frames += 1
+        if first is None:
+            raise ValueError("none of its frames can be decoded")
+        self._source, self._size, self._matrix = source, (first.height, first.width), display_matrix(first)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
+        rising = sorted(set(indices))
+        frames = upright(decode_in_order(self._source, rising, self._size), self._matrix)
+        return frames[[rising.index(i) for i in indices]]
+
+
+def decode_in_order(source: str | bytes, indices: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+    """Return the frames at `indices`, which rise, uint8 (T, H, W, C), scaled to `size` and not turned upright."""
+    wanted, to_pixels = set(indices), rgb_converter(*size)
+    with demuxer(source) as (container, stream):
+        shown = islice(container.decode(stream), indices[-1] + 1)
+        return torch.stack([to_pixels(frame) for i, frame in enumerate(shown) if i in wanted])
+
+
+def rgb_converter(height: int, width: int) -> "Callable[[av.VideoFrame], torch.Tensor]":
+    """Return what makes pixels uint8 (height, width, 3) of frames, as the program ffmpeg does.
+
+    It goes through the same filters. The library's function for one frame differs: in interlaced video, in 10 bits, in
+    frames of odd sizes. Frames whose size or format changes in the course of a video are scaled to the one size.
+    """
+    graphs: dict[tuple, Any] = {}
+
+    def convert(frame: "av.VideoFrame") -> torch.Tensor:
+        kind = (frame.width, frame.height, frame.format.name)
+        if kind not in graphs:
+            graphs[kind] = _rgb_graph(*kind, f"{width}:{height}")
+        graphs[kind].vpush(frame)
+        return torch.from_numpy(graphs[kind].vpull().to_ndarray())
+
+    return convert
+
+
+def _rgb_graph(width: int, height: int, pixel_format: str, size: str) -> "av.filter.Graph":
+    graph = av.filter.Graph()
+    graph.threads = 1  # to start threads takes longer than to use them
+    source = (
+        f"video_size={width}x{height}:pix_fmt={pixel_format}:time_base=1/1"  # the time of a frame is of no use here
+    )
+    graph.link_nodes(
+        graph.add("buffer", source),
+        graph.add("scale", f"{size}:flags=bicubic"),
+        graph.add("format", "pix_fmts=rgb24"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
+    """Return the signs (a, b, c, d) of how pixels are to be shown: x' = a x + c y, y' = b x + d y.
+
+    Raises:
+        ValueError: they are to be shown turned by another angle than a right one.
+    """
+    side_data: Any = frame.side_data  # annotated as a dict of something else
+    data = side_data.get("DISPLAYMATRIX")
+    numbers = (1, 0, 0, 0, 1, 0, 0, 0, 1) if data is None else struct.unpack("=9i", bytes(data))
+    a, b, c, d = ((x > 0) - (x < 0) for x in (*numbers[:2], *numbers[3:5]))
+    if not any((a, b, c, d)):  # players ignore it
+        return 1, 0, 0, 1
+    if abs(a * d) + abs(b * c) != 1:
+        raise ValueError("it is to be shown turned by an angle that is no multiple of 90 degrees, or distorted")
+    return a, b, c, d
+
+
+def upright(frames: torch.Tensor, matrix: tuple[int, int, int, int]) -> torch.Tensor:
+    """Return frames (T, H, W, C) as a display matrix has them shown."""
+    a, b, c, d = matrix
+    if not a:
+        frames = frames.transpose(1, 2)
+    return frames.flip([axis for axis, sign in ((2, a or c), (1, d or b)) if sign < 0])
