@@ -344,9 +344,17 @@ def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
     _require(_is_number(value) and 0 < value <= 1, name, value, "a number above 0 and at most 1")
 
 
-def problem_type_of(config: EverestConfig) -> str:
-    """Return the problem type of a classifier, as its loss takes it where the configuration does not say."""
-    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+def problem_type_of(config: EverestConfig, labels=None) -> str:
+    """Return the problem type of a classifier: the config's, or else what its loss infers from the tensor `labels`.
+
+    One label is regression; of more, floats are multi-label, and integers, or no labels, single-label.
+    """
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    has_floats = labels is not None and labels.is_floating_point()
+    return "multi_label_classification" if has_floats else "single_label_classification"
 
 
 def _check_choice(name: str, value, known: tuple) -> None:

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_everest import EverestConfig, check_keep_ratio, share_of
+from .configuration_everest import EverestConfig, check_keep_ratio, problem_type_of, share_of
 
 # One checkpoint serves all of these, with trust_remote_code, where this package is not installed.
 AUTO_MAP = {
@@ -1058,7 +1058,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
         labels: class ids (B,), or for problem_type "single_label_classification" also distributions (B, num_labels)
             as mixup and label smoothing make them; 0/1 floats (B, num_labels) for "multi_label_classification";
             floats (B, num_labels), or (B,) for one label, for "regression". Without a problem_type: one label is regression,
-            integers are single-label, floats multi-label.
+            integers are single-label, floats multi-label; the first labels then set it in the config.
         The other arguments as in `EverestModel.forward`.
 
         Raises:
@@ -1112,27 +1112,27 @@ class EverestForVideoClassification(EverestPreTrainedModel):
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: EverestConfig) -> torch.Tensor:
-    """Return the mean loss of logits (B, num_labels), in float32, by the config's problem_type."""
+    """Return the mean loss of logits (B, num_labels), in float32, by the config's problem_type.
+
+    Where the config has none, it is inferred from the labels, and set.
+    """
     logits = logits.float()
-    problem_type = config.problem_type or _problem_type(labels, config.num_labels)
+    problem_type = problem_type_of(config, labels)
+    if config.problem_type is None:
+        config.problem_type = problem_type  # as Transformers' losses do: pipelines read it to make scores
+    name = f"labels for problem_type {problem_type!r}"
     if problem_type == "single_label_classification" and not labels.is_floating_point():
-        _check_shape("labels", labels.flatten(), logits.shape[:1])
+        _check_shape(name, labels.flatten(), logits.shape[:1])
         return F.cross_entropy(logits, labels.flatten().long())
     labels = labels.to(logits.dtype)
     if config.num_labels == 1:
         labels = labels.reshape(-1, 1)  # (B,) or (B, 1)
-    _check_shape("labels", labels, tuple(logits.shape))
+    _check_shape(name, labels, tuple(logits.shape))
     if problem_type == "regression":
         return F.mse_loss(logits, labels)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
     return F.cross_entropy(logits, labels)
-
-
-def _problem_type(labels: torch.Tensor, num_labels: int) -> str:
-    if num_labels == 1:
-        return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
 EverestModel.register_for_auto_class("AutoModel")

@@ -105,6 +105,19 @@ def test_pipeline_gives_the_best_few(checkpoint, videos):
     assert [entry["score"] for entry in every] == sorted((entry["score"] for entry in every), reverse=True)
 
 
+@pytest.mark.parametrize("num_labels", [1, 5])
+def test_pipeline_gives_scores_of_the_kind_that_the_labels_were(num_labels, videos, tmp_path):
+    model = build(EverestForVideoClassification, num_labels=num_labels)
+    processor = EverestVideoProcessor.from_config(model.config)
+    model(clips(), labels=torch.rand(2, num_labels)).loss.backward()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found = pipeline("video-classification", model=str(tmp_path))(videos[0], top_k=num_labels)
+    logits = answer(model, processor(videos[0], return_tensors="pt")["pixel_values"])[0]
+    expected = (logits if num_labels == 1 else logits.sigmoid()).sort(descending=True).values
+    torch.testing.assert_close(torch.tensor([entry["score"] for entry in found]), expected, atol=1e-6, rtol=0)
+
+
 # ----------------------------------------------------------------------------------------------------------- Trainer
 
 

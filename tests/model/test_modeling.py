@@ -834,6 +834,41 @@ def test_the_loss_of_regression(recwarn):
     assert not [warning for warning in recwarn if "size" in str(warning.message)]
 
 
+@pytest.mark.parametrize(
+    ("labels", "num_labels", "problem_type"),
+    [
+        (torch.tensor([1, 2]), 3, "single_label_classification"),
+        (torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), 3, "multi_label_classification"),
+        (torch.tensor([0.3, -1.0]), 1, "regression"),
+    ],
+)
+def test_what_the_loss_infers_is_in_the_config_from_then_on(labels, num_labels, problem_type, tmp_path):
+    model = build(EverestForVideoClassification, num_labels=num_labels)
+    losses = [model(clips(), labels=labels).loss for _ in range(2)]
+    assert torch.equal(*losses)
+    assert model.config.problem_type == problem_type
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).problem_type == problem_type
+
+
+def test_a_compiled_loss_tells_the_config_too():
+    torch._dynamo.reset()
+    model, labels = build(EverestForVideoClassification, num_hidden_layers=1), torch.rand(2, 5)
+    expected = model(clips(), labels=labels).loss
+    model.config.problem_type = None
+    model.compile(fullgraph=True, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(model(clips(), labels=labels).loss, expected)
+        assert model.config.problem_type == "multi_label_classification"
+
+
+def test_labels_of_another_kind_than_the_first_are_refused():
+    model = head_with(LOGITS)
+    model(clips(), labels=torch.rand(2, 3))
+    with pytest.raises(ValueError, match=r"labels for problem_type 'multi_label_classification' .*\(2,\).*\(2, 3\)"):
+        model(clips(), labels=torch.tensor([1, 2]))
+
+
 def test_labels_that_do_not_fit_are_refused():
     for problem_type, labels in (
         ("single_label_classification", torch.tensor([1, 2, 0])),
