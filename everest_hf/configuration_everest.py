@@ -243,9 +243,26 @@ class EverestConfig(PretrainedConfig):
 
     # ------------------------------------------------------------------ checks
 
+    def save_pretrained(self, *args, **kwargs):
+        """Save as every configuration, if the values are possible: fields can be set.
+
+        Raises:
+            ValueError: as `check`; nothing is written.
+        """
+        self.check()
+        chosen = self._attn_implementation
+        if self.output_attentions:
+            # Transformers saves this field with no other implementation. Models compute by it what is asked for.
+            self._attn_implementation = "eager"
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self._attn_implementation = chosen
+
     def check(self) -> None:
         """Raise a ValueError if a value or a combination is impossible. Models call it too, since fields can be set."""
         self._check_integers()
+        self.check_selection()
         self._check_ratios()
         self._check_names()
         self._check_divisible()
@@ -265,7 +282,8 @@ class EverestConfig(PretrainedConfig):
         sound = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
         _require(sound, "image_size", self.image_size, "a positive integer or a pair (height, width) of them")
 
-    def _check_ratios(self) -> None:
+    def check_selection(self) -> None:
+        """Raise a ValueError if a field by which tokens are chosen is impossible. Each forward reads these again."""
         for name in ("keep_ratio", "pretraining_keep_ratio"):
             check_keep_ratio(getattr(self, name), name)
         _require(
@@ -274,19 +292,21 @@ class EverestConfig(PretrainedConfig):
             self.mask_ratio,
             "a number between 0 and 1, both excluded",
         )
+        oversampling = self.frame_oversampling
+        sound = _is_number(oversampling) and oversampling >= 1
+        _require(sound, "frame_oversampling", oversampling, "a number of at least 1")
+        _check_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
+
+    def _check_ratios(self) -> None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value < 1, name, value, "a probability of at least 0 and below 1")
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range", "init_scale"):
             value = getattr(self, name)
             _require(_is_number(value) and value > 0, name, value, "a positive number")
-        oversampling = self.frame_oversampling
-        sound = _is_number(oversampling) and oversampling >= 1
-        _require(sound, "frame_oversampling", oversampling, "a number of at least 1")
 
     def _check_names(self) -> None:
         for name, known in (
-            ("token_selection", TOKEN_SELECTIONS),
             ("problem_type", (None, *PROBLEM_TYPES)),
             ("hidden_act", tuple(ACT2FN)),
         ):

@@ -287,6 +287,7 @@ class EverestEmbeddings(nn.Module):
             ValueError: as `EverestModel.forward`.
         """
         config = self.config
+        config.check_selection()
         grid_size = self._checked_grid(pixel_values, interpolate_pos_encoding)
         num_candidates = pixel_values.shape[1] // config.tubelet_size
         patches = patchify(pixel_values, config.tubelet_size, config.patch_size)  # (B, c * S, P)

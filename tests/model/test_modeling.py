@@ -445,6 +445,44 @@ def test_a_copy_is_a_model_of_its_own():
     assert not torch.equal(twin(clips()).logits, model(clips()).logits)
 
 
+@pytest.mark.parametrize("model_class", MODELS)
+def test_attentions_that_the_config_asks_for_are_saved_with_it(model_class, tmp_path):
+    model = build(model_class, output_attentions=True)
+    assert model.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    assert model.config._attn_implementation == "sdpa"
+    loaded = model_class.from_pretrained(tmp_path)
+    found, expected = aligned(loaded)(clips()), model(clips())
+    assert_identical({"main": main(found)}, {"main": main(expected)})
+    for one, other in zip(found.attentions, expected.attentions, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("keep_ratio", 40),
+        ("keep_ratio", 0),
+        ("pretraining_keep_ratio", 30),
+        ("mask_ratio", -0.5),
+        ("token_selection", "movement"),
+        ("frame_oversampling", 0.5),
+    ],
+)
+def test_an_impossible_value_that_was_set_is_neither_used_nor_saved(model_class, field, value, tmp_path):
+    model = build(model_class)
+    setattr(model.config, field, value)
+    for use in (
+        lambda: model(clips()),
+        lambda: model.save_pretrained(tmp_path / "model"),
+        lambda: model.config.save_pretrained(tmp_path / "model"),
+    ):
+        with pytest.raises(ValueError, match=rf"EverestConfig\.{field} is {value!r}; it must be"):
+            use()
+    assert not (tmp_path / "model").exists()
+
+
 # ------------------------------------------------------------------ remote code
 
 CHILD = """
