@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN, GELUActivation
@@ -566,6 +567,15 @@ class EverestAttention(nn.Module):
 _TOKENS_AT_A_TIME = 2048
 
 
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether anyone listens to what these modules take or give: a hook of one of them or of all modules, or a
+    forward that was put in the place of a module's own, as hooks of other libraries do.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
+
+
 class EverestMLP(nn.Module):
     """Two linear layers with an activation between them, on each token (B, K, D) alone."""
 
@@ -599,7 +609,9 @@ class EverestMLP(nn.Module):
 
     def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the activation to what fc1 gave; in its place, where neither a backward pass nor a hook reads that."""
-        if hidden.requires_grad or self.fc1._forward_hooks or not isinstance(self.activation, GELUActivation):
+        if hidden.requires_grad or torch.compiler.is_compiling() or not isinstance(self.activation, GELUActivation):
+            return self.activation(hidden)
+        if has_hooks(*self.fc1.modules(), self.activation):
             return self.activation(hidden)
         return torch.ops.aten.gelu_(hidden)
 

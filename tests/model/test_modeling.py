@@ -1,5 +1,6 @@
 """The models: outputs, saving and loading, remote code, attention, gradients, compilation, losses."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -1065,6 +1066,50 @@ def test_inference_activates_in_place_only_what_nobody_else_reads(act):
     assert calls == ([1, layers - 1] if act == "gelu" else [layers, 0])
     assert torch.equal(found, expected)
     assert (seen[0] < -0.5).any()  # which neither activation gives
+
+
+def put_in_the_place_of_forward(module, hook):
+    """Wrap a module's forward, as accelerate does for its hooks."""
+    forward = module.forward
+
+    def listen(x):
+        result = forward(x)
+        hook(module, (x,), result)
+        return result
+
+    module.forward = listen
+
+
+@pytest.mark.parametrize("name", ["fc1", "activation", "all"])
+@pytest.mark.parametrize("kind", ["before", "after", "in place of forward"])
+def test_hooks_find_the_same_with_and_without_gradients(name, kind):
+    model, seen = build(EverestForVideoClassification, hidden_act="gelu"), {}
+    mlp = model.everest.encoder.layers[1].mlp
+
+    def listen(module, args, result=None):
+        if module in (mlp.fc1, mlp.activation):
+            seen.setdefault(module, []).append(args[0] if result is None else result)
+
+    if kind == "in place of forward":
+        for each in (mlp.fc1, mlp.activation) if name == "all" else (getattr(mlp, name),):
+            put_in_the_place_of_forward(each, listen)
+        handle = contextlib.nullcontext()
+    elif name == "all":
+        every = nn.modules.module
+        register = {"before": every.register_module_forward_pre_hook, "after": every.register_module_forward_hook}
+        handle = register[kind](listen)
+    else:
+        module = getattr(mlp, name)
+        register = {"before": module.register_forward_pre_hook, "after": module.register_forward_hook}
+        handle = register[kind](listen)
+    with handle:
+        expected = model(clips()).logits
+        with torch.no_grad():
+            found = model(clips()).logits
+    assert torch.equal(found, expected)
+    assert len(seen) == (2 if name == "all" else 1)
+    for with_gradients, without in seen.values():
+        assert torch.equal(with_gradients, without)
 
 
 @pytest.mark.parametrize("model_class", [EverestModel, EverestForVideoClassification])
