@@ -342,7 +342,7 @@ class EverestEmbeddings(nn.Module):
         if splits_products(patches.device):
             slots = patches.unflatten(1, (num_candidates, -1))  # (B, c, S, P)
             patches = (slots.float() - slots[:, :1].float()).flatten(1, 2)
-        return self.projection(patches, float32=True)
+        return self._project(patches, float32=True)
 
     def _embed_kept(self, patches, embeddings, ids) -> torch.Tensor:
         """Embed the kept tokens (all for ids None).
@@ -355,14 +355,30 @@ class EverestEmbeddings(nn.Module):
             patches.requires_grad or any(weight.requires_grad for weight in self.projection.parameters())
         )
         if embeddings is None or needs_gradient or splits_products(patches.device):
-            return self.projection(patches if ids is None else gather_tokens(patches, ids))
+            return self._project(patches if ids is None else gather_tokens(patches, ids))
         kept = embeddings if ids is None else gather_tokens(embeddings, ids)
         return kept.to(self._working_dtype(patches.device.type))
+
+    def _project(self, patches: torch.Tensor, float32: bool = False) -> torch.Tensor:
+        """Call the projection. Quantisation puts another linear layer in its place, which takes its input alone; what
+        it gives is then float32 to its own precision.
+        """
+        if any(isinstance(part, EverestPatchProjection) for part in self.projection.modules()):
+            return self.projection(patches, float32=True) if float32 else self.projection(patches)
+        if not float32:
+            return self.projection(patches.to(self._projection_dtype()))
+        with without_autocast(patches.device.type):
+            return self.projection(patches.to(self._projection_dtype())).float()
+
+    def _projection_dtype(self) -> torch.dtype:
+        """Return the precision that the projection works in; quantised weights may hide theirs, or be no parameters."""
+        dtypes = (weight.dtype for weight in self.projection.parameters() if weight.is_floating_point())
+        return next(dtypes, torch.float32)
 
     def _working_dtype(self, device_type: str) -> torch.dtype:
         if device_type != "meta" and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
-        return self.projection.weight.dtype
+        return self._projection_dtype()
 
     # -------------------------------------------------------------------------------------------- selection
 
@@ -912,7 +928,7 @@ class EverestModel(EverestPreTrainedModel):
         return self.embeddings.projection
 
     def set_input_embeddings(self, value) -> None:
-        """Put another `EverestPatchProjection` in the place of the patch projection."""
+        """Put another linear layer in the place of the patch projection."""
         self.embeddings.projection = value
 
     def encode(

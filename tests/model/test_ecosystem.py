@@ -238,6 +238,61 @@ def by_torchao(model):
     torchao.quantize_(model.everest.encoder, torchao.Int8DynamicActivationInt8WeightConfig())
 
 
+class PlainLinear(nn.Linear):
+    """A linear layer that takes nothing but its input, as quantised ones do, with its weights in 8 bits."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+        scale = layer.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.weight = nn.Parameter((layer.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(scale)
+        self.bias = layer.bias
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def replace_linear(module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, PlainLinear(child))
+        else:
+            replace_linear(child)
+
+
+def by_replacement(model):
+    """Replace every linear layer, the patch projection too, as quanto does."""
+    replace_linear(model.everest)
+
+
+def whole_by_torchao(model):
+    torchao = pytest.importorskip("torchao.quantization")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+
+
+def by_quanto(model):
+    quanto = pytest.importorskip("optimum.quanto")
+    quanto.quantize(model.everest, weights=quanto.qint8)
+    quanto.freeze(model.everest)
+
+
+@pytest.mark.parametrize("quantize", [by_replacement, whole_by_torchao, by_quanto])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_patch_projection_is_quantised_like_any_linear_layer(quantize, dtype):
+    model = build(EverestForVideoClassification).to(dtype)
+    small = copy.deepcopy(model)
+    quantize(small)
+    pixel_values = clips().to(dtype)
+    mask = torch.arange(60).expand(2, -1) < 33  # the same tokens for both: near scores may change places
+    with torch.no_grad():
+        exact, near = (each(pixel_values, bool_masked_pos=mask, output_scores=True) for each in (model, small))
+        assert small(pixel_values).logits.isfinite().all()
+    assert near.scores.dtype == torch.float32
+    for name in ("scores", "logits"):
+        error = (near[name] - exact[name]).abs().max() / exact[name].std()
+        assert 0 < error < (0.1 if dtype == torch.float32 else 0.3), name
+
+
 @pytest.mark.parametrize("quantize", [by_torch, by_torchao])
 def test_layers_of_eight_bits_give_nearly_the_same(quantize):
     model = build(EverestForVideoClassification)
