@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,6 +25,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN, GELUActivation
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
@@ -873,9 +876,26 @@ class EverestPreTrainedModel(PreTrainedModel):
             module.table.copy_(module.compute())
 
     def save_pretrained(self, *args, **kwargs):
-        """Save as every Transformers model, with the whole auto_map, so that one folder serves all Auto classes."""
-        self.config.auto_map = dict(AUTO_MAP)
+        """Save as every Transformers model, with the whole auto_map, so that one folder serves all Auto classes.
+
+        A class of another file is saved with that file, if it is not __main__, and with what it imports as .name.
+
+        Raises:
+            ValueError: a field of the config has become impossible; nothing is written.
+        """
+        self.config.check()
+        self.config.auto_map = {name: path for name, path in AUTO_MAP.items() if self._is_saved_with(path)}
         return super().save_pretrained(*args, **kwargs)
+
+    def _is_saved_with(self, path: str) -> bool:
+        """Whether Transformers copies the file of a class, module.Class, beside the weights."""
+        own, module = type(self).__module__, path.split(".")[0]
+        if own == __name__ or module == type(self.config).__module__.rpartition(".")[2]:
+            return True
+        if own == "__main__":
+            return False
+        file = sys.modules[own].__file__
+        return any(Path(needed).stem == module for needed in get_relative_import_files(file))
 
     @classmethod
     def from_videomae(cls: type[Model], name_or_path: str, **config_overrides) -> Model:
@@ -915,6 +935,9 @@ class EverestModel(EverestPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(everest\.)?layernorm\.", *HEAD_OF_CLASSIFIER]
     __call__: Callable[..., EverestModelOutput]
 
+    # The mode of the classifier that holds a frozen encoder in evaluation mode; None for every other encoder.
+    thawed_mode: bool | None = None
+
     def __init__(self, config: EverestConfig, final_norm: bool | None = None):
         super().__init__(config)
         has_norm = not config.use_mean_pooling if final_norm is None else final_norm
@@ -922,6 +945,18 @@ class EverestModel(EverestPreTrainedModel):
         self.encoder = EverestEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else None
         self.post_init()
+
+    def train(self, mode: bool = True) -> EverestModel:
+        """Set the mode as in every module."""
+        self.thawed_mode = None
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> EverestModel:
+        """Set it as in every module. An encoder that was frozen in a classifier takes the classifier's mode again."""
+        super().requires_grad_(requires_grad)
+        if requires_grad and self.thawed_mode is not None:
+            self.train(self.thawed_mode)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch projection, which embeds tokens."""
@@ -1137,6 +1172,13 @@ class EverestForVideoClassification(EverestPreTrainedModel):
         super().train(mode)
         if not any(weight.requires_grad for weight in self.everest.parameters()):
             self.everest.eval()
+            self.everest.thawed_mode = mode
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> EverestForVideoClassification:
+        """Set it as in every module; the encoder's mode follows, see `EverestModel.requires_grad_`."""
+        super().requires_grad_(requires_grad)
+        self.everest.requires_grad_(requires_grad)
         return self
 
 

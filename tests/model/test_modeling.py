@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import importlib
 import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,7 @@ import pytest
 import torch
 from helpers import reference
 from helpers.called import Called
-from helpers.tiny import tiny_config
+from helpers.tiny import TINY, tiny_config
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
 
@@ -486,6 +488,43 @@ def test_an_impossible_value_that_was_set_is_neither_used_nor_saved(model_class,
 
 # ------------------------------------------------------------------ remote code
 
+SUBCLASS = """
+from {origin} import EverestForVideoClassification
+
+
+class Recogniser(EverestForVideoClassification):
+    pass
+"""
+
+
+@pytest.mark.parametrize("origin", ["everest_hf.modeling_everest", ".modeling_everest"])
+def test_a_class_of_another_file_is_saved_with_the_files_that_are_named(origin, tmp_path, monkeypatch):
+    package = tmp_path / f"own_{origin.count('.')}{len(origin)}"
+    package.mkdir()
+    for name in ("configuration_everest", "modeling_everest"):
+        shutil.copy(sys.modules[f"everest_hf.{name}"].__file__, package)
+    (package / "recogniser.py").write_text(SUBCLASS.format(origin=origin))
+    monkeypatch.syspath_prepend(tmp_path)
+    recogniser = importlib.import_module(f"{package.name}.recogniser").Recogniser
+    model = recogniser(recogniser.config_class(**TINY))
+    model.save_pretrained(tmp_path / "model")
+    auto_map = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForVideoClassification"] == "recogniser.Recogniser"
+    assert ("AutoModel" in auto_map) == (origin == ".modeling_everest")
+    for path in auto_map.values():
+        assert (tmp_path / "model" / f"{path.split('.')[0]}.py").is_file(), path
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    assert recogniser.from_pretrained(tmp_path / "model").config.num_labels == 5
+
+
+def test_a_class_of_the_session_is_saved_without_code_of_models(tmp_path):
+    model_class = type("Recogniser", (EverestForVideoClassification,), {"__module__": "__main__"})
+    model_class(tiny_config()).save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {"AutoConfig": "configuration_everest.EverestConfig"}
+    assert sorted(path.name for path in tmp_path.glob("*.py")) == ["configuration_everest.py"]
+
+
 CHILD = """
 import sys
 
@@ -773,6 +812,28 @@ def test_a_frozen_encoder_is_in_evaluation_mode_in_training():
         model.train()
     model.everest.requires_grad_(True)
     assert model.train().everest.training
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_thawed_encoder_takes_the_mode_of_its_classifier(whole, training):
+    model = build(EverestForVideoClassification).train()
+    model.freeze_encoder()
+    model.train(training)
+    (model if whole else model.everest).requires_grad_(True)
+    assert {module.training for module in model.modules()} == {training}
+    model.everest.eval()  # by the caller's own will
+    model.requires_grad_(True)
+    assert not model.everest.training
+
+
+def test_a_classifier_that_was_frozen_whole_thaws_too():
+    model = build(EverestForVideoClassification).requires_grad_(False).train()
+    assert not model.everest.training
+    assert model.requires_grad_(False) is model
+    assert not model.everest.training
+    assert model.requires_grad_(True) is model
+    assert model.everest.training
 
 
 # ------------------------------------------------------------------ dropout and drop path
