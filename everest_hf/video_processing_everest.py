@@ -89,6 +89,12 @@ def segment_indices(
 FRAME_SAMPLINGS = {"stride": stride_indices, "segment": segment_indices}
 
 
+def check_frame_sampling(name: str) -> None:
+    """Raise a ValueError unless `name` is a key of FRAME_SAMPLINGS."""
+    if name not in FRAME_SAMPLINGS:
+        raise ValueError(f"frame_sampling is {name!r}; it must be one of {sorted(FRAME_SAMPLINGS)}")
+
+
 def frame_indices(*, frame_sampling: str = "stride", num_video_frames: int, **kwargs) -> list[int]:
     """Return the frame indices of a view by the policy `frame_sampling`, a key of FRAME_SAMPLINGS.
 
@@ -97,8 +103,7 @@ def frame_indices(*, frame_sampling: str = "stride", num_video_frames: int, **kw
     Raises:
         ValueError: an unknown policy, or a video without frames.
     """
-    if frame_sampling not in FRAME_SAMPLINGS:
-        raise ValueError(f"frame_sampling is {frame_sampling!r}; it must be one of {sorted(FRAME_SAMPLINGS)}")
+    check_frame_sampling(frame_sampling)
     if num_video_frames < 1:
         raise ValueError(f"the video has {num_video_frames} frames; at least one is needed")
     return FRAME_SAMPLINGS[frame_sampling](num_video_frames=num_video_frames, **kwargs)
@@ -130,7 +135,8 @@ class EverestVideosKwargs(VideosKwargs, total=False):
 
     frame_sampling: "stride" (every frame_step-th frame of a clip) or "segment" (one frame of each equal part).
     frame_step: stride between the frames of a clip, in frames of the video.
-    num_input_frames: number of frames delivered where the model selects num_frames of them itself.
+    num_input_frames: number of frames delivered where the model selects num_frames of them itself; it belongs to a
+        num_frames, and where that alone is overridden, as many frames are delivered as it says.
     """
 
     frame_sampling: str | None
@@ -142,7 +148,8 @@ class EverestVideoProcessor(BaseVideoProcessor):
     """Turn videos into `pixel_values` (B, T, C, H, W), float, ImageNet-normalised.
 
     Takes a path or URL, or a video as an array (T, H, W, C) or (T, C, H, W), or a list of either. The frames of the
-    centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre.
+    centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre. Where `size`
+    is given as height and width, it is the size of the crop too, unless `crop_size` is given.
     An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
 
     Beside the fields of every video processor it has num_frames (of a clip), num_input_frames (candidates of frame
@@ -150,6 +157,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
 
     Raises:
         FileNotFoundError, ValueError: a video is missing or cannot be read; the message names it.
+        ValueError: a value is impossible; the message names it and what would be right.
     """
 
     valid_kwargs = EverestVideosKwargs  # type: ignore[assignment]  # annotated for images
@@ -180,10 +188,21 @@ class EverestVideoProcessor(BaseVideoProcessor):
         if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
             kwargs["crop_size"] = kwargs["size"]
         super().__init__(**kwargs)  # type: ignore[misc]  # annotated without what a class adds
+        if self.do_sample_frames:
+            self._sampling()
+
+    @classmethod
+    def from_dict(cls, video_processor_dict, **kwargs):
+        """Build from what a file says and what a call overrides; what belongs to an override changes with it."""
+        num_frames = video_processor_dict.get("num_frames", cls.num_frames)
+        return super().from_dict(video_processor_dict, **_with_what_belongs(kwargs, num_frames))
 
     @classmethod
     def from_config(cls, config, **kwargs) -> "EverestVideoProcessor":
-        """Return the processor for a model of `config`; `kwargs` (frame_step, frame_sampling, …) go to the processor."""
+        """Return the processor for a model of `config`; `kwargs` (frame_step, frame_sampling, …) go to the processor.
+
+        Files are read as RGB: for a model of another number of channels, the processor takes arrays alone.
+        """
         height, width = config.frame_size
         fitting = {
             "size": {"height": height, "width": width},
@@ -192,11 +211,16 @@ class EverestVideoProcessor(BaseVideoProcessor):
             "num_frames": config.num_frames,
             "num_input_frames": config.num_input_frames,
         }
-        return cls(**{**fitting, **kwargs})
+        if config.num_channels != 3:
+            fitting["do_convert_rgb"] = False
+        return cls(**{**fitting, **_with_what_belongs(kwargs, config.num_frames)})
 
     def preprocess(self, videos, **kwargs: Unpack[EverestVideosKwargs]) -> BatchFeature:
         """Return a BatchFeature with `pixel_values` (B, T, C, H, W); see the class for what `videos` may be."""
-        batch = super().preprocess(_paths_as_text(videos), **kwargs)
+        options: dict = _with_what_belongs(kwargs, self.num_frames)
+        if options.get("do_sample_frames", self.do_sample_frames):
+            options |= self._sampling(**options)
+        batch = super().preprocess(_paths_as_text(videos), **options)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
 
@@ -213,23 +237,42 @@ class EverestVideoProcessor(BaseVideoProcessor):
         """Return the frame indices of the centre view of a video of metadata.total_num_frames frames.
 
         Raises:
-            ValueError: fps is given, by which nothing is sampled here, or the video has no frames.
+            ValueError: an argument is impossible, fps among them, or the video has no frames.
         """
+        sampling = self._sampling(
+            num_frames=num_frames,
+            fps=fps,
+            num_input_frames=num_input_frames,
+            frame_step=frame_step,
+            frame_sampling=frame_sampling,
+        )
+        count = sampling["num_input_frames"] or sampling["num_frames"]
+        if metadata.video_backend is None and metadata.total_num_frames == count:  # a clip already
+            return list(range(count))
+        return frame_indices(num_video_frames=metadata.total_num_frames, **sampling)
+
+    def _sampling(self, fps: float | None = None, **given) -> dict:
+        """Return how frames are sampled, as arguments of `frame_indices`: as given, else as the processor's fields say.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        fps = self.fps if fps is None else fps
         if fps is not None:
             raise ValueError(f"fps is {fps}; EVEREST samples by frame_step={self.frame_step}, not by fps")
-        num_frames = num_frames or self.num_frames
-        # The number of candidates belongs to the processor's own number of frames; another number comes as it is.
-        candidates = (num_input_frames or self.num_input_frames) if num_frames == self.num_frames else num_frames
-        already_clip = metadata.video_backend is None and metadata.total_num_frames == (candidates or num_frames)
-        if already_clip:
-            return list(range(metadata.total_num_frames))
-        return frame_indices(
-            frame_sampling=frame_sampling or self.frame_sampling,
-            num_video_frames=metadata.total_num_frames,
-            num_frames=num_frames,
-            frame_step=frame_step or self.frame_step,
-            num_input_frames=candidates,
-        )
+        names = ("num_frames", "frame_step", "frame_sampling")
+        sampling = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
+        for name in ("num_frames", "frame_step"):
+            if not isinstance(sampling[name], int) or sampling[name] < 1:
+                raise ValueError(f"{name} is {sampling[name]!r}; it must be a positive integer")
+        check_frame_sampling(sampling["frame_sampling"])
+        candidates = given.get("num_input_frames")
+        if candidates is None and sampling["num_frames"] == self.num_frames:
+            candidates = self.num_input_frames
+        if candidates is not None and not (isinstance(candidates, int) and candidates >= sampling["num_frames"]):
+            right = f"None or an integer of at least num_frames={sampling['num_frames']}"
+            raise ValueError(f"num_input_frames is {candidates!r}; it must be {right}")
+        return {**sampling, "num_input_frames": candidates}
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Read one video, or a list of them, with the first decoder that is installed: frames and metadata."""
@@ -251,6 +294,34 @@ class EverestVideoProcessor(BaseVideoProcessor):
         if not (size.height and size.width) or size.height > image.shape[-2] or size.width > image.shape[-1]:
             return super().center_crop(image, size, **kwargs)
         return crop_at(image, (size.height, size.width), view_position(0, 1))
+
+    def rescale_and_normalize(self, images, do_rescale, rescale_factor, do_normalize, image_mean, image_std):
+        """Scale and normalise frames (..., C, H, W); where they are not made RGB, C is the number of values of the mean.
+
+        Raises:
+            ValueError: it is not.
+        """
+        channels = images.shape[-3]
+        fits = not isinstance(image_mean, (list, tuple)) or len(image_mean) == channels
+        if do_normalize and not self.do_convert_rgb and not fits:
+            raise ValueError(
+                f"the video has {channels} channels; expected {len(image_mean)}, as image_mean has values"
+            )
+        return super().rescale_and_normalize(images, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+
+
+def _with_what_belongs(given, num_frames: int) -> dict:
+    """Return the given arguments with what belongs to them and is not given: a crop to a size, candidates to a clip.
+
+    num_frames: of the processor whose fields are overridden; its candidates belong to this number.
+    """
+    given, size = dict(given), given.get("size")
+    by_edges = not (size.get("height") if isinstance(size, dict) else getattr(size, "height", True))
+    if size is not None and given.get("crop_size") is None and not by_edges:
+        given["crop_size"] = size
+    if given.get("num_frames") not in (None, num_frames) and given.get("num_input_frames") is None:
+        given["num_input_frames"] = given["num_frames"]
+    return given
 
 
 def _paths_as_text(videos):

@@ -109,6 +109,89 @@ def test_call_overrides_the_sampling(clip):
         processor(str(clip), fps=5)
 
 
+SIZES = [40, (30, 50), {"height": 48, "width": 80}, {"height": 20, "width": 20}]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_another_size_is_that_of_the_pixels_too(clip, tmp_path, size):
+    shape = {"height": size, "width": size} if isinstance(size, int) else size
+    height, width = shape.values() if isinstance(shape, dict) else shape
+    config = tiny_config()
+    processor = EverestVideoProcessor.from_config(config)
+    processor.save_pretrained(tmp_path)
+    expected = pixels(EverestVideoProcessor.from_config(config, size=size), str(clip))
+    assert expected.shape[-2:] == (height, width)
+    assert torch.equal(pixels(EverestVideoProcessor.from_pretrained(tmp_path, size=size), str(clip)), expected)
+    assert torch.equal(pixels(processor, str(clip), size=size), expected)
+
+
+def test_a_crop_that_is_given_or_belongs_to_a_short_side_is_kept(clip, tmp_path):
+    processor = EverestVideoProcessor.from_config(tiny_config())
+    processor.save_pretrained(tmp_path)
+    crop = {"height": 16, "width": 24}
+    for options, shape in (({"size": 48, "crop_size": crop}, (16, 24)), ({"size": {"shortest_edge": 40}}, (24, 40))):
+        for loaded, call in ((EverestVideoProcessor.from_pretrained(tmp_path, **options), {}), (processor, options)):
+            assert pixels(loaded, str(clip), **call).shape[-2:] == shape
+
+
+@pytest.mark.parametrize("num_frames", [6, 18])
+def test_another_number_of_frames_has_the_same_stride(clip, tmp_path, num_frames):
+    config = tiny_config()
+    EverestVideoProcessor.from_config(config, frame_step=2).save_pretrained(tmp_path)
+    other = tiny_config(num_frames=num_frames)
+    expected = pixels(EverestVideoProcessor.from_config(other, frame_step=2), str(clip))
+    assert expected.shape[1] == num_frames
+    for processor in (
+        EverestVideoProcessor.from_pretrained(tmp_path, num_frames=num_frames),
+        EverestVideoProcessor.from_config(config, frame_step=2, num_frames=num_frames),
+    ):
+        assert torch.equal(pixels(processor, str(clip)), expected)
+    processor = EverestVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(pixels(processor, str(clip), num_frames=num_frames), expected)
+    assert pixels(processor, str(clip), num_frames=num_frames, num_input_frames=21).shape[1] == 21
+
+
+BAD_SAMPLING = [
+    ({"num_frames": 0}, "num_frames is 0; it must be a positive integer"),
+    ({"num_frames": -1}, "num_frames is -1; it must be a positive integer"),
+    ({"frame_step": 0}, "frame_step is 0; it must be a positive integer"),
+    ({"frame_step": -1}, "frame_step is -1; it must be a positive integer"),
+    ({"num_input_frames": 6}, "num_input_frames is 6; it must be None or an integer of at least num_frames=12"),
+    ({"frame_sampling": "uniform"}, "frame_sampling is 'uniform'; it must be one of ['segment', 'stride']"),
+    ({"fps": 2}, "fps is 2; EVEREST samples by frame_step=4, not by fps"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_SAMPLING, ids=str)
+def test_an_impossible_sampling_is_named_and_no_file_is_blamed(clip, tmp_path, options, message):
+    config = tiny_config()
+    processor = EverestVideoProcessor.from_config(config)
+    processor.save_pretrained(tmp_path)
+    for use in (
+        lambda: processor(str(clip), **options),
+        lambda: EverestVideoProcessor.from_pretrained(tmp_path, **options),
+        lambda: EverestVideoProcessor.from_config(config, **options),
+        lambda: EverestVideoProcessor(**{"num_frames": 12, **options}),
+    ):
+        with pytest.raises(ValueError) as raised:
+            use()
+        assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_a_model_of_other_channels_is_fed_from_arrays_and_files_are_refused(clip, tmp_path, num_channels):
+    statistics = {"image_mean": [0.5] * num_channels, "image_std": [0.5] * num_channels}
+    config = tiny_config(num_channels=num_channels, **statistics)
+    EverestVideoProcessor.from_config(config).save_pretrained(tmp_path)
+    processor = EverestVideoProcessor.from_pretrained(tmp_path)
+    frames = torch.randint(256, (12, num_channels, 24, 40), dtype=torch.uint8)
+    result = pixels(processor, frames, input_data_format="channels_first")
+    torch.testing.assert_close(result[0], (frames / 255 - 0.5) / 0.5)
+    EverestForVideoClassification(config)(result)
+    with pytest.raises(ValueError, match=f"the video has 3 channels; expected {num_channels}"):
+        processor(str(clip))
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "missing"])
 def test_bad_file_is_named_in_one_line(tmp_path, kind, installed):
     path = bad_files(tmp_path)[kind]
