@@ -155,7 +155,15 @@ class EverestConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Build from a dict; overrides, which the library sets after construction, are checked as well."""
+        """Build from a dict; overrides, which the library sets after construction, are checked as well.
+
+        Raises:
+            ValueError: as the class, or the dict is of another type of model, of whose weights none would be loaded.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            hint = "; from_videomae loads it, and everest-hf convert makes a checkpoint" if found == "videomae" else ""
+            raise ValueError(f"model_type is {found!r}; {cls.__name__} is for {cls.model_type!r}{hint}")
         result = super().from_dict(config_dict, **kwargs)
         (result[0] if isinstance(result, tuple) else result).check()
         return result

@@ -895,7 +895,7 @@ class EverestPreTrainedModel(PreTrainedModel):
         if own == "__main__":
             return False
         file = sys.modules[own].__file__
-        return any(Path(needed).stem == module for needed in get_relative_import_files(file))
+        return file is not None and any(Path(needed).stem == module for needed in get_relative_import_files(file))
 
     @classmethod
     def from_videomae(cls: type[Model], name_or_path: str, **config_overrides) -> Model:
@@ -1190,7 +1190,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Ever
     logits = logits.float()
     problem_type = problem_type_of(config, labels)
     if config.problem_type is None:
-        config.problem_type = problem_type  # as Transformers' losses do: pipelines read it to make scores
+        # As Transformers' own losses do: pipelines read it to make scores.
+        config.problem_type = problem_type  # type: ignore[assignment]
     name = f"labels for problem_type {problem_type!r}"
     if problem_type == "single_label_classification" and not labels.is_floating_point():
         _check_shape(name, labels.flatten(), logits.shape[:1])

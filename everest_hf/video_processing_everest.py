@@ -179,7 +179,8 @@ class EverestVideoProcessor(BaseVideoProcessor):
     frame_step = 4
     frame_sampling = "stride"
 
-    if TYPE_CHECKING:  # Transformers does not tell what it returns
+    if TYPE_CHECKING:  # Transformers does not tell what it sets and returns
+        fps: float | None
 
         @classmethod
         def from_pretrained(cls, *args, **kwargs) -> "EverestVideoProcessor": ...
@@ -192,7 +193,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
             self._sampling()
 
     @classmethod
-    def from_dict(cls, video_processor_dict, **kwargs):
+    def from_dict(cls, video_processor_dict, **kwargs):  # type: ignore[override]  # annotated for images
         """Build from what a file says and what a call overrides; what belongs to an override changes with it."""
         num_frames = video_processor_dict.get("num_frames", cls.num_frames)
         return super().from_dict(video_processor_dict, **_with_what_belongs(kwargs, num_frames))

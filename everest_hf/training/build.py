@@ -1,5 +1,6 @@
 """The model of a run, its processor, its optimizer and the schedule of the learning rate."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,15 @@ import torch
 from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PretrainedConfig, VideoMAEConfig
 
 from ..configuration_everest import EverestConfig
+from ..convert import load_converted
 from ..data import class_names_of
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
 from ..video_processing_everest import EverestVideoProcessor
 from .optim import MovingAverage, cosine_schedule, parameter_groups
-from .recipe import Recipe, load_recipe
+from .recipe import CONFIG_FIELDS, Recipe, load_recipe
 
 MODEL_CLASSES: dict[str, type[EverestForPreTraining] | type[EverestForVideoClassification]] = {
     "pretrain": EverestForPreTraining,
@@ -39,20 +42,109 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
         raise ValueError("model is None; it must be the checkpoint whose encoder is probed")
     if recipe.has_labels:
         values |= {"problem_type": recipe.problem_type, **_labels_of(recipe, train)}
+    model: Any
     if recipe.model is None:
         with torch.device("meta") if empty else nullcontext():
             model = cls(EverestConfig(**values))
     else:
-        values |= {"device_map": "meta"} if empty else {}
-        try:
-            model = cls.from_pretrained(recipe.model, ignore_mismatched_sizes=True, **values)
-        except OSError as error:
-            raise ValueError(f"model {recipe.model}: {str(error).splitlines()[0]}") from error
+        model = _start_from(recipe.model, cls, values, empty)
+    _check_channels(model.config)
     if recipe.task == "probe":
-        model.freeze_encoder()  # type: ignore[operator]  # a classifier
+        model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _start_from(source: str, cls, values: dict, empty: bool) -> EverestPreTrainedModel:
+    """Return a model with the weights of a checkpoint, of EVEREST or VideoMAE; the head alone may be new.
+
+    values: fields of the configuration that differ from the checkpoint's.
+    """
+    stored = _stored_config(source)
+    _check_sizes(source, values, stored)
+    if stored.get("model_type") == VideoMAEConfig.model_type:
+        PartialState().print(f"model {source}: converted from VideoMAE, all weights of its encoder kept")
+        model = _loaded(source, load_converted, cls, source, **values)
+        return model.to("meta") if empty else model
+    _check_model_type(source, stored)
+    where = {"device_map": "meta"} if empty else {}
+    loading = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = _loaded(source, cls.from_pretrained, source, **loading, **where, **values)
+    _check_weights(source, info, HEAD if _has_decoder(stored) else (*HEAD, "decoder."))
+    return model
+
+
+def _loaded(source: str, load: Callable, *args, **kwargs) -> Any:
+    """Return load(*args, **kwargs); a ValueError of one line that names the model where that fails."""
+    try:
+        return load(*args, **kwargs)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"model {source}: {str(error).splitlines()[0]}") from error
+
+
+def _stored_config(source: str) -> dict:
+    return _loaded(source, PretrainedConfig.get_config_dict, source)[0]
+
+
+def _check_model_type(source: str, stored: dict) -> None:
+    found = stored.get("model_type")
+    if found != EverestConfig.model_type:
+        hint = f"; `everest-hf convert {source} OUT` makes one of it" if found == VideoMAEConfig.model_type else ""
+        raise ValueError(f"model {source} is of the type {found!r}; expected a checkpoint of EVEREST{hint}")
+
+
+# Fields of the configuration that say what the weights of the encoder are, and those of the decoder.
+ENCODER_FIELDS = (
+    "num_channels",
+    "patch_size",
+    "tubelet_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "qkv_bias",
+)
+DECODER_FIELDS = tuple(name for name in CONFIG_FIELDS if name.startswith("decoder_"))
+# What may be new in a model that starts from a checkpoint: a head, and the norm before it.
+HEAD = ("classifier.", "fc_norm.", "pooling.", "everest.layernorm.")
+
+
+def _has_decoder(stored: dict) -> bool:
+    return any(name.endswith("ForPreTraining") for name in stored.get("architectures") or ())
+
+
+def _check_sizes(source: str, values: dict, stored: dict) -> None:
+    """Refuse a field that asks for other weights than those of the checkpoint, whose config.json is `stored`."""
+    for name in (*ENCODER_FIELDS, *(DECODER_FIELDS if _has_decoder(stored) else ())):
+        if name in values and name in stored and values[name] != stored[name]:
+            raise ValueError(
+                f"config.{name} is {values[name]!r}; it must be {stored[name]!r}, that of the weights of model {source}"
+            )
+
+
+def _check_weights(source: str, info: dict, head: tuple[str, ...]) -> None:
+    """Refuse a model of which more than the head is new, or whose encoder leaves out weights of the checkpoint.
+
+    info: as from_pretrained gives it. head: beginnings of the names that may be new.
+    """
+    faults = [
+        f"has {name} of the shape {tuple(there)}; expected {tuple(here)}"
+        for name, there, here in sorted(info["mismatched_keys"])
+        if not name.startswith("classifier.")
+    ]
+    faults += [f"has no {name}" for name in sorted(info["missing_keys"]) if not name.startswith(head)]
+    parts = ("everest.", "encoder.", "embeddings.")
+    faults += [
+        f"has {name}, which is not in its config" for name in sorted(info["unexpected_keys"]) if name.startswith(parts)
+    ]
+    if faults:
+        raise ValueError(f"model {source} {faults[0]}")
+
+
+def _check_channels(config: EverestConfig) -> None:
+    if config.num_channels != 3:
+        raise ValueError(f"config.num_channels is {config.num_channels}; it must be 3: videos are read as RGB")
 
 
 def finish_model(recipe: Recipe, accelerator: Accelerator, model) -> MovingAverage | None:
@@ -91,14 +183,15 @@ def load_trained(recipe: Recipe) -> EverestPreTrainedModel:
         ValueError: there is none, or it cannot be loaded as what the task needs.
     """
     source, cls = model_to_evaluate(recipe), MODEL_CLASSES[recipe.task]
-    try:
-        loaded: Any = cls.from_pretrained(source, output_loading_info=True, **recipe.config)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"model {source}: {str(error).splitlines()[0]}") from error
-    model, info = loaded  # annotated as the model alone
+    stored = _stored_config(source)
+    _check_model_type(source, stored)
+    _check_sizes(source, recipe.config, stored)
+    model, info = _loaded(source, cls.from_pretrained, source, output_loading_info=True, **recipe.config)
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])[0]
         raise ValueError(f"model {source} has no {lacking}: it was not trained for task={recipe.task}")
+    _check_weights(source, info, ())
+    _check_channels(model.config)
     return model
 
 

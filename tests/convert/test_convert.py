@@ -674,6 +674,15 @@ def test_files_that_are_no_checkpoints(tmp_path, monkeypatch):
         assert expected in message
 
 
+def test_a_folder_of_videomae_is_no_checkpoint_of_everest(tmp_path, classifier):
+    saved(classifier, tmp_path)
+    for cls in (EverestConfig, EverestForVideoClassification):
+        with pytest.raises(
+            ValueError, match="model_type is 'videomae'; EverestConfig is for 'everest'; from_videomae"
+        ):
+            cls.from_pretrained(tmp_path)
+
+
 def test_folders_that_are_no_checkpoints(tmp_path, classifier):
     saved(classifier, tmp_path / "good")
 
