@@ -294,8 +294,11 @@ def _license_of(run: RunFacts | None) -> str | None:
     if run.recipe.model is None:
         return "apache-2.0"
     card = Path(run.recipe.model) / CARD
+    source = card if card.is_file() else _hub_name(run.recipe.model)
+    if source is None:  # a folder without a card; on the Hub its name would be another's
+        return None
     try:
-        return ModelCard.load(card if card.is_file() else run.recipe.model).data.get("license")
+        return ModelCard.load(source).data.get("license")
     except Exception:  # no card, no such repository, no network: not known
         return None
 

@@ -20,7 +20,7 @@ from helpers.videos import write_class_folders, write_clip
 from huggingface_hub import ModelCard
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli, hub
-from everest_hf.hub.card import RunFacts
+from everest_hf.hub.card import RunFacts, make_card
 from everest_hf.training.recipe import Recipe
 
 MODEL_FILES = {
@@ -253,6 +253,22 @@ def test_the_card_that_is_there_is_kept_and_names_the_repository(online, tmp_pat
     kept = online.repos["tester/other"].files()["README.md"].decode()
     assert "It has seen nothing but clips." in kept
     assert 'name = "tester/other"  # ' in kept
+
+
+def test_the_licence_of_a_folder_is_not_asked_of_the_hub(online, model, tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "pushed")
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    hub.push(folder, "tester/base")
+    template = f"{online.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    run = RunFacts(Recipe(train="videos", model="tester/base"), 1, 0, 1, "a computer")
+    monkeypatch.chdir(tmp_path)
+    assert ModelCard(make_card(model, run)).data.license == "cc-by-nc-4.0"
+    save_model(tmp_path / "tester" / "base")
+    online.requests.clear()
+    assert ModelCard(make_card(model, run)).data.license is None
+    assert not online.requests
 
 
 def test_the_weights_of_the_push_before_are_gone(online, tmp_path):
