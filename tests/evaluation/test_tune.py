@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.commands import ROOT
 from helpers.tiny import tiny_config
 from helpers.videos import bad_files, write_list, write_video
 from PIL import Image
@@ -303,6 +304,17 @@ def test_what_is_said_of_a_recommendation():
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_results_that_are_kept_can_be_read_and_drawn(tmp_path):
+    results = sorted((ROOT / "benchmarks" / "results").glob("keep-ratio-*.json"))
+    assert results
+    for path in results:
+        summary = json.loads(path.read_text())
+        recommended = summary["recommended"]
+        assert recommended == recommend(summary["ratios"], summary["videos"], recommended["max_loss_points"])
+        assert tune.as_text(summary) in (ROOT / "README.md").read_text()
+        assert all(file.stat().st_size for file in tune.write_report(tmp_path, summary))
 
 
 def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys, monkeypatch):
