@@ -1,7 +1,8 @@
 """The model of a run, its processor, its optimizer and the schedule of the learning rate."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,27 @@ def _start_from(source: str, cls, values: dict, empty: bool) -> EverestPreTraine
     _check_model_type(source, stored)
     where = {"device_map": "meta"} if empty else {}
     loading = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, info = _loaded(source, cls.from_pretrained, source, **loading, **where, **values)
+    with _no_report():
+        model, info = _loaded(source, cls.from_pretrained, source, **loading, **where, **values)
     _check_weights(source, info, HEAD if _has_decoder(stored) else (*HEAD, "decoder."))
+    if any(name.startswith("decoder.") for name in info["missing_keys"]):
+        PartialState().print(f"model {source} has no decoder: a new one is trained")
     return model
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Keep back Transformers' report of weights that are new: `_check_weights` refuses those that must not be."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _loaded(source: str, load: Callable, *args, **kwargs) -> Any:

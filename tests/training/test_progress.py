@@ -1,6 +1,7 @@
 """What a person sees of a run: log, bar, trackers, advice, errors that come early and once."""
 
 import json
+import logging.handlers
 import math
 import os
 import subprocess
@@ -12,10 +13,15 @@ import torch
 import yaml
 from accelerate import Accelerator
 from helpers.commands import PATIENCE, ROOT, train, train_on
+from helpers.tiny import tiny_config
 from helpers.videos import write_class_folders
 from test_distributed import PRETRAIN
 
+from everest_hf import EverestForPreTraining, EverestForVideoClassification
+from everest_hf.data import load_videos
+from everest_hf.training.build import build_model
 from everest_hf.training.logging import Meter, RunLog, check_tracker, read_log
+from everest_hf.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +154,23 @@ def test_what_is_wrong_is_said_once(place, processes, arguments, message):
     (error,) = [line for line in lines if line.startswith("error")]
     assert message in error
     assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("cls", [EverestForPreTraining, EverestForVideoClassification])
+def test_of_what_is_new_in_a_model_only_more_than_the_head_is_reported(place, tmp_path, capsys, cls):
+    cls(tiny_config()).save_pretrained(tmp_path / "model")
+    rows, options = load_videos(place / "videos" / "train"), {"train": "videos", "model": str(tmp_path / "model")}
+    reports = logging.handlers.BufferingHandler(100)
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(reports)
+    try:
+        for task in ("finetune", "probe", "pretrain"):
+            build_model(load_recipe(None, {**options, "task": task}), rows)
+    finally:
+        logger.removeHandler(reports)
+    assert not any("LOAD REPORT" in record.getMessage() for record in reports.buffer)
+    said = f"model {tmp_path / 'model'} has no decoder: a new one is trained"
+    assert capsys.readouterr().out.splitlines() == [said] * (cls is not EverestForPreTraining)
 
 
 def test_help_ends_all_processes_well(place):
