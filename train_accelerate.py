@@ -60,7 +60,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     set_seed(recipe.seed, device_specific=True)  # each process draws for dropout and erasing on its own
 
     judge = partial(evaluate_model, accelerator, model, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong)
-    meter, bad = logging.Meter(), BadVideos(folder / runs.BAD_VIDEOS)
+    meter, bad = logging.Meter(accelerator.device), BadVideos(folder / runs.BAD_VIDEOS)
     facts = RunFacts(recipe, num_videos, len(val_rows or ()), total_batch, hardware_of(accelerator))
     accelerator.register_for_checkpointing(schedule, meter, *([average] if average else []))
     checkpoints = Checkpoints(

@@ -93,9 +93,11 @@ class Meter:
     """What happened since the last line of the log: the loss, which adds up on the device, clips, seconds, waiting.
 
     The sum of the losses belongs to a checkpoint, so that the first line after it is that of a run that went on.
+    device: where the run's tensors are; on a GPU, the peak of their memory is one of the figures.
     """
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self.device = device
         self.loss_sum, self.steps = torch.zeros(()), 0
         self._restart_clock()
 
@@ -128,7 +130,7 @@ class Meter:
         self.clips += clips
 
     def read(self, steps_left: int) -> dict[str, float]:
-        """Return the mean loss, clips a second, share of waiting for data and seconds left; start anew.
+        """Return the mean loss, clips a second, share of waiting for data, seconds left, GPU memory; start anew.
 
         This waits for the device.
         """
@@ -140,6 +142,7 @@ class Meter:
             "clips_per_second": self.clips / seconds,
             "data_wait": self.waited / seconds,
             "eta_seconds": round(seconds / self.timed_steps * steps_left),
+            **gpu_memory(self.device),
         }
         self.loss_sum, self.steps = torch.zeros(()), 0
         self._restart_clock()

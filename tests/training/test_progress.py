@@ -20,8 +20,10 @@ from test_distributed import PRETRAIN
 from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.data import load_videos
 from everest_hf.training.build import build_model
-from everest_hf.training.logging import Meter, RunLog, check_tracker, read_log
+from everest_hf.training.logging import Bar, Meter, RunLog, check_tracker, read_log
 from everest_hf.training.recipe import load_recipe
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_the_meter_by_hand(monkeypatch):
             now[0] += waiting
             yield {}
 
-    meter = Meter()
+    meter = Meter(CPU)
     for loss, _ in zip((0.5, 0.25), meter.timed(batches()), strict=True):
         now[0] += 3.5
         meter.add(torch.tensor(loss), 4)
@@ -61,12 +63,24 @@ def test_the_meter_by_hand(monkeypatch):
 
 
 def test_the_meter_goes_on_from_its_state():
-    one, other = Meter(), Meter()
+    one, other = Meter(CPU), Meter(CPU)
     one.add(torch.tensor(0.3), 4)
     other.load_state_dict(one.state_dict())
     for meter in (one, other):
         meter.add(torch.tensor(0.4), 4)
     assert one.read(1)["loss"] == other.read(1)["loss"]
+
+
+def test_the_bar_shows_the_peak_of_gpu_memory(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: {"cuda": 5 * 2**29}[device.type])
+    for device, shown in ((torch.device("cuda"), "% waiting for data, 2.5 GiB"), (CPU, "% waiting for data]")):
+        meter = Meter(device)
+        meter.add(torch.tensor(0.5), 4)
+        figures = meter.read(steps_left=1)
+        assert figures.get("gpu_memory_gib") == (2.5 if device.type == "cuda" else None)
+        with Bar("finetune", 0, 2, hidden=False) as bar:
+            bar.show({**figures, "lr": 0.1})
+        assert shown in capsys.readouterr().err
 
 
 def test_what_is_no_number_is_null_in_the_log(tmp_path):
