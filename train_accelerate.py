@@ -4,6 +4,8 @@ accelerate launch train_accelerate.py                                the quickst
 accelerate launch train_accelerate.py RECIPE.yaml [--option value]   a run of your own; see recipes/
 accelerate launch train_accelerate.py RECIPE.yaml --dry_run          what it would do, checked; nothing is trained
 accelerate launch train_accelerate.py RECIPE.yaml --eval_only        its model, or another --model, on its videos of val
+
+For one process `python train_accelerate.py` does the same, without the launcher's traceback after an error.
 """
 
 import math
@@ -22,7 +24,7 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from everest_hf.data import BadVideos
-from everest_hf.distributed import main_first
+from everest_hf.distributed import main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
 from everest_hf.hub import Uploads
 from everest_hf.hub.card import RunFacts, hardware_of, write_card
@@ -185,6 +187,7 @@ def main() -> None:
             (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
         state.destroy_process_group()  # whose threads must not outlive the interpreter
     except (ValueError, OSError) as error:
+        tell_launcher(f"error: {error}")
         sys.exit(f"error: {error}")
 
 

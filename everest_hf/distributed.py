@@ -1,8 +1,12 @@
 """What the processes of a run do together: one of them first, all or none, and how they end."""
 
+import json
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -60,3 +64,13 @@ def end_together(error: BaseException | None, code: int = 1) -> None:
     if error is not None and PartialState().is_main_process:
         raise error
     sys.exit(code)
+
+
+def tell_launcher(error: str) -> None:
+    """Give the launcher of several processes, PyTorch's, the error that its report is to end with.
+
+    It looks for it in a file; without it, the report says that a process failed, and not why.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is not None:
+        Path(path).write_text(json.dumps({"message": error, "timestamp": int(time.time())}))

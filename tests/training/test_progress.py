@@ -16,6 +16,7 @@ from helpers.commands import PATIENCE, ROOT, train, train_on
 from helpers.tiny import tiny_config
 from helpers.videos import write_class_folders
 from test_distributed import PRETRAIN
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.data import load_videos
@@ -168,6 +169,16 @@ def test_what_is_wrong_is_said_once(place, processes, arguments, message):
     (error,) = [line for line in lines if line.startswith("error")]
     assert message in error
     assert not any("Traceback" in line for line in lines)
+
+
+def test_the_launcher_of_several_processes_is_told_the_error(place, tmp_path):
+    """PyTorch's launcher ends its report with what it finds in this file."""
+    told = tmp_path / "error.json"
+    train_on(2, "pretrain.yaml", "--epohcs", 3, cwd=place, environment={"TORCHELASTIC_ERROR_FILE": str(told)})
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(told))
+    message = "error: command line: unknown key '--epohcs'; did you mean '--epochs'?"
+    assert failure.message == message
+    assert f"traceback : {message}\n" in str(ChildFailedError("train_accelerate.py", {0: failure}))
 
 
 @pytest.mark.parametrize("cls", [EverestForPreTraining, EverestForVideoClassification])
