@@ -19,9 +19,8 @@ from .modeling_everest import (
     EverestModel,
     EverestPreTrainedModel,
 )
+from .version import __version__
 from .video_processing_everest import EverestVideoProcessor
-
-__version__ = "0.1.0"
 
 __all__ = [
     "EverestConfig",
@@ -30,6 +29,7 @@ __all__ = [
     "EverestModel",
     "EverestPreTrainedModel",
     "EverestVideoProcessor",
+    "__version__",
 ]
 
 AutoConfig.register("everest", EverestConfig, exist_ok=True)

@@ -1,23 +1,30 @@
-"""The command everest-hf: the list of its commands, and how it ends."""
+"""The command everest-hf: the list of its commands, and how it ends. everest_hf_cli.py is where it starts."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
+from .arguments import Parser
 from .commands import check_data, convert, embed, predict, prepare, push, tune_keep_ratio, visualize
 from .commands.options import PROGRAM, print_error
+from .version import __version__
 
 # In the order of the help.
 COMMANDS = (check_data, prepare, convert, predict, embed, tune_keep_ratio, visualize, push)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, load: Callable[[], object] | None = None) -> int:
     """Run the command line `arguments` (default: the process's) and return the exit code.
+
+    load: what there is to do when the command line is right and the command has not begun.
 
     0: done. 1: it failed, and stderr says in a line why. A wrong command line raises SystemExit(2), as argparse does.
     """
     args = build_parser().parse_args(arguments)
     try:
+        if load:
+            load()
         return args.command(args)
     except BrokenPipeError:
         # The reader of our output has gone (as in `| head`). What is still buffered must not be written at exit.
@@ -33,9 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; `command` of its result is the function to call with the result."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="EVEREST: video models that work on the tokens that change over time."
-    )
+    parser = Parser(prog=PROGRAM, description="EVEREST: video models that work on the tokens that change over time.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)

@@ -1,5 +1,6 @@
 """The command everest-hf, called in this process and, once, as the installed script."""
 
+import configparser
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from helpers.commands import ROOT
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import bad_files, real_clips, write_clip, write_list, write_video
 from PIL import Image
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel, pipeline
 
+import everest_hf
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli, inference
 from everest_hf.commands.visualize import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
@@ -528,17 +531,53 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
     assert "error: " in error.splitlines()[-1]
 
 
-def test_the_command_itself_imports_nothing_heavy():
-    """Beside what the package registers: all commands and their arguments, in a package that registers nothing."""
-    code = (
-        "import sys, types; package = sys.modules['everest_hf'] = types.ModuleType('everest_hf')\n"
-        "package.__path__ = [sys.argv[1]]; from everest_hf import cli; cli.build_parser()\n"
-        "print([name for name in ('torch', 'transformers', 'matplotlib', 'datasets') if name in sys.modules])"
+def run_entry(*arguments, then: str = "") -> subprocess.CompletedProcess:
+    """Run what the installed script runs, in a process of its own, and `then` a program before it ends."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    module, function = setup["options.entry_points"]["console_scripts"].split("=")[1].strip().split(":")
+    call = f"import sys; from {module} import {function}\ntry: code = {function}()\n"
+    program = f"{call}except SystemExit as end: code = end.code\n{then}\nsys.exit(code)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd="/", env=environment
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(cli.__file__).parent)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        (["--help"], 0, "tune-keep-ratio"),
+        (["--version"], 0, f"everest-hf {everest_hf.__version__}"),
+        (["predict", "--help"], 0, "--keep-ratio"),
+        (["predcit"], 2, "predcit"),
+        (["predict"], 2, "VIDEO"),
+        (["predict", "a.mp4", "--top_k", "many"], 2, "--top-k"),
+    ],
+)
+def test_what_needs_no_model_imports_nothing_heavy(arguments, code, answer):
+    heavy = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "numpy", "av")
+    done = run_entry(*arguments, then=f"print('imported', [name for name in {heavy} if name in sys.modules])")
+    assert done.returncode == code
+    assert answer in done.stdout + done.stderr
+    assert done.stdout.endswith("imported []\n")
+
+
+def test_a_command_that_runs_has_the_whole_package():
+    config = "everest_hf.EverestConfig(num_hidden_layers=1)"
+    check = f"print(type(AutoModel.from_config({config})) is everest_hf.EverestModel)"
+    done = run_entry("predict", "missing.mp4", then=f"import everest_hf; from transformers import AutoModel; {check}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "everest-hf: error: missing.mp4: no such video file"
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    "spelling", ["--keep-ratio 0.3", "--keep_ratio 0.3", "--keep_ratio=0.3", "--keep_r 0.3", "--keep-r=0.3"]
+)
+def test_hyphen_and_underscore_are_the_same_in_options(spelling):
+    args = cli.build_parser().parse_args(["predict", "a_b-c.mp4", *spelling.split()])
+    assert (args.videos, args.keep_ratio) == (["a_b-c.mp4"], 0.3)
 
 
 def test_an_interrupted_command_ends_without_a_traceback(clip, finetuned, capsys, monkeypatch):
