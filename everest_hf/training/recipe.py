@@ -3,7 +3,6 @@
 import argparse
 import copy
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -15,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from ..arguments import Parser
 from ..configuration_everest import EverestConfig
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
 from ..files import PACKAGE
 from ..video import BACKENDS, TIME_LIMIT
+from .names import hint
 
 TASKS = ("pretrain", "finetune", "probe")
 SINGLE_LABEL = "single_label_classification"
@@ -278,7 +279,7 @@ def _defaults_of(task: str, problem_type: str | None) -> dict:
     return defaults
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """A parser whose errors are one line, as those of a recipe are, without the usage of all options."""
 
     def error(self, message: str):
@@ -305,7 +306,8 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
         groups.setdefault(group, parser.add_argument_group(group))
         groups[group].add_argument(f"--{option.name}", **_argument(option))
     known, unknown = parser.parse_known_args(arguments)
-    _check_names(unknown[:1], [f"--{option.name}" for option in fields(Recipe)], "command line")
+    names = [f"--{option.name}" for option in fields(Recipe)]
+    _check_names([argument.split("=")[0] for argument in unknown[:1]], names, "command line")
     options = vars(known)
     path = options.pop("recipe")
     if "config" in options:
@@ -315,8 +317,8 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, 
 
 def _argument(option: dataclasses.Field) -> dict:
     """Return argparse's description of a field."""
-    default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-    text = option.metadata["help"] + ("" if default in (None, {}) else f" [{_shown(default)}]")
+    default = _default_of(option)
+    text = option.metadata["help"] + _defaults_in_words(option)
     if isinstance(default, dict):
         return {"nargs": "+", "metavar": "KEY=VALUE", "help": text}
     if isinstance(default, bool):
@@ -327,7 +329,22 @@ def _argument(option: dataclasses.Field) -> dict:
     return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
 
 
+def _default_of(option: dataclasses.Field):
+    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+
+
+def _defaults_in_words(option: dataclasses.Field) -> str:
+    """Return the default of a field, after which come the tasks that have another, in brackets."""
+    default = _default_of(option)
+    others = {task: values.get(option.name, default) for task, values in TASK_DEFAULTS.items()}
+    words = [] if default in (None, {}) else [_shown(default)]
+    words += [f"{task}: {_shown(value)}" for task, value in others.items() if value != default]
+    return f" [{'; '.join(words)}]" if words else ""
+
+
 def _shown(value) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={x}" for name, x in value.items())
     return " ".join(f"{x:g}" for x in value) if isinstance(value, list) else str(value)
 
 
@@ -367,9 +384,8 @@ def _read_yaml(path: str | Path) -> dict:
 def _check_names(values: Iterable, names, where: str) -> None:
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
-            raise ValueError(f"{where}: unknown key {name!r}{hint}")
+            meanings = {option.name: option.metadata["help"] for option in fields(Recipe)}
+            raise ValueError(f"{where}: unknown key {name!r}; {hint(str(name), names, meanings, CONFIG_FIELDS)}")
 
 
 def _check_type(option: dataclasses.Field, value) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from everest_hf.training.recipe import Recipe, load_recipe, parse_command_line
+from everest_hf.training.names import NAMES_ELSEWHERE
+from everest_hf.training.recipe import CONFIG_FIELDS, TASK_DEFAULTS, Recipe, load_recipe, parse_command_line
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -199,6 +200,42 @@ def test_a_misspelt_option_is_told_the_nearest():
         parse_command_line(["--epohcs", "3"])
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lr", "did you mean '--base_lr', peak learning rate for a total batch of 256"),
+        ("learning_rate", "did you mean '--base_lr', peak learning rate for a total batch of 256"),
+        ("num_train_epochs", "did you mean '--epochs', passes over the training videos"),
+        ("per_device_train_batch_size", "did you mean '--batch_size', videos a process and step"),
+        ("model_name_or_path", "did you mean '--model', checkpoint"),
+        ("save_steps", "did you mean '--save_every', epochs between checkpoints"),
+        ("keep_ratio", "it is a field of the model: --config keep_ratio=VALUE"),
+    ],
+)
+def test_names_of_other_programs_get_the_right_hint(tmp_path, name, hint):
+    for spelling in ([f"--{name}", "3"], [f"--{name}=3"], [f"--{name.replace('_', '-')}", "3"]):
+        with pytest.raises(ValueError) as raised:
+            parse_command_line(spelling)
+        assert hint in str(raised.value)
+    path = write_recipe(tmp_path, f"train: videos\n{name}: 3\n")
+    with pytest.raises(ValueError) as raised:
+        load_recipe(path)
+    wanted = "it is a field of config" if "--config" in hint else hint.replace("--", "")
+    assert f"{path}: unknown key '{name}'; {wanted}" in str(raised.value)
+
+
+def test_every_name_of_other_programs_leads_to_a_field():
+    names = {option.name for option in dataclasses.fields(Recipe)}
+    assert set(NAMES_ELSEWHERE.values()) <= names
+    assert not set(NAMES_ELSEWHERE) & (names | set(CONFIG_FIELDS))
+
+
+def test_hyphen_and_underscore_are_the_same_in_options():
+    arguments = "--base-lr 1e-3 --batch-size=4 --no-eval-only --no_dry_run --output-dir a-b_c"
+    wanted = {"base_lr": 0.001, "batch_size": 4, "eval_only": False, "dry_run": False, "output_dir": "a-b_c"}
+    assert parse_command_line(arguments.split())[1] == wanted
+
+
 def test_abbreviations_are_refused():
     with pytest.raises(ValueError, match="--epoch"):
         parse_command_line(["--epoch", "3"])
@@ -213,7 +250,19 @@ def test_help_names_every_option_with_its_default(capsys):
         assert f"--{option.name}" in text
         assert option.metadata["help"] in text
     assert "peak learning rate for a total batch of 256, scaled linearly [0.001]" in text
-    assert "betas of AdamW [0.9 0.95]" in text
+    assert "betas of AdamW [0.9 0.95; finetune: 0.9 0.999; probe: 0.9 0.999]" in text
+
+
+def test_help_has_the_defaults_of_each_task(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "passes over the training videos [800; finetune: 100; probe: 50]" in text
+    assert "weight decay, none on biases and norms [0.05; probe: 0.0]" in text
+    assert "wrong where left and right differ in class [False; finetune: True; probe: True]" in text
+    assert "as KEY=VALUE ... [finetune: drop_path_rate=0.1]" in text
+    assert text.count("finetune: ") == len(TASK_DEFAULTS["finetune"])
+    assert text.count("probe: ") == len(TASK_DEFAULTS["probe"])
 
 
 def test_help_fits_on_two_screens(capsys, monkeypatch):
