@@ -2,7 +2,7 @@
 
     pip install -e ".[demo]"
     python app.py                      the newest finished run below ./runs
-    python app.py --model PATH_OR_ID   a checkpoint folder or a name on the Hub
+    python app.py --model PATH_OR_ID   a checkpoint or run folder, or a name on the Hub
 
 As a Space: this file, a requirements.txt that names the package with its extra `demo`, the variable EVEREST_MODEL,
 and a folder `examples` of videos to choose from; without it, those of the quickstart are offered.
@@ -21,7 +21,7 @@ import torch
 from everest_hf.cost import clip_cost
 from everest_hf.data import VIDEO_SUFFIXES
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
-from everest_hf.inference import CLASSIFICATION, load_checkpoint, newest_run, read_view, to_uint8, top_labels
+from everest_hf.inference import CLASSIFICATION, chosen_model, load_checkpoint, read_view, to_uint8, top_labels
 from everest_hf.visualize import kept_token_panels, write_animation
 
 LARGEST_FILE = 200 * 2**20  # bytes
@@ -153,11 +153,11 @@ def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Try a video classifier in the browser.")
-    parser.add_argument("--model", default=os.environ.get("EVEREST_MODEL"), help="checkpoint folder or Hub id")
+    parser.add_argument("--model", default=os.environ.get("EVEREST_MODEL"), help="checkpoint or run folder, or Hub id")
     parser.add_argument("--examples", type=Path, help="folder of videos to choose from [examples, beside this file]")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
-    demo = Demo(args.model or newest_run(CLASSIFICATION))
+    demo = Demo(chosen_model(args.model, CLASSIFICATION))
     examples = example_videos(args.examples or Path(__file__).with_name("examples"))
     build_page(demo, examples).launch(server_port=args.port)
 

@@ -37,13 +37,15 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert a checkpoint and print the report."""
     from ..convert import convert_checkpoint
+    from ..inference.loading import model_folder
 
+    source = str(model_folder(args.source))
     overrides = {name: getattr(args, name) for name in CONVERT_FIELDS if getattr(args, name) is not None}
     if args.image_size and len(args.image_size) == 1:
         overrides["image_size"] = args.image_size[0]
     if args.labels:
-        overrides["id2label"] = read_labels(args.labels, args.source)
-    print(convert_checkpoint(args.source, args.out, **overrides))
+        overrides["id2label"] = read_labels(args.labels, source)
+    print(convert_checkpoint(source, args.out, **overrides))
     return 0
 
 

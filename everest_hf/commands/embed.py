@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     writer_of(Path(args.out))
     check_inputs([], args.keep_ratio)
     rows = load_videos(args.source, labels_required=False, **source_options(args))
-    name = args.model or inference.newest_run(inference.CLASSIFICATION, inference.PRETRAINING, inference.FEATURES)
+    name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING, inference.FEATURES)
     model, processor = inference.load_encoder(name)
     views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True)
     bad = embed_videos(

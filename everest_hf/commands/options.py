@@ -59,7 +59,9 @@ def _views(text: str) -> tuple[int, int]:
 
 def add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None:
     parser.add_argument(
-        "--model", metavar="PATH_OR_ID", help=f"checkpoint folder or Hub id [the newest finished run below ./{RUNS}]"
+        "--model",
+        metavar="PATH_OR_ID",
+        help=f"checkpoint or run folder, or Hub id [the newest finished run below ./{RUNS}]",
     )
     parser.add_argument("--keep-ratio", type=float, metavar="R", help=keep_ratio)
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_counts(args, "top_k")
     check_inputs(args.videos, args.keep_ratio)
-    name = args.model or inference.newest_run(inference.CLASSIFICATION)
+    name = inference.chosen_model(args.model, inference.CLASSIFICATION)
     inference.check_classifier(name)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
     failures = 0

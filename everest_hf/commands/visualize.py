@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.out).suffix.lower() not in known:
         raise ValueError(f"{args.out}: not a picture; expected a name ending in {', '.join(known)}")
     check_inputs([args.video], args.keep_ratio)
-    name = args.model or inference.newest_run(inference.CLASSIFICATION, inference.PRETRAINING)
+    name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING)
     draw = _draw_reconstruction if inference.architecture_of(name) == inference.PRETRAINING else _draw_kept_tokens
     print(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out)}")
     return 0

@@ -29,9 +29,22 @@ MODELS: dict[str, type[EverestPreTrainedModel]] = {
 
 
 def model_folder(checkpoint: str | os.PathLike) -> Path:
-    """Return the folder of the model: a checkpoint's own, or that of a run's result."""
+    """Return the folder of the model: a checkpoint's own, or that of a run's result; a Hub id is returned as it is.
+
+    Raises:
+        ValueError: the run has not finished.
+    """
     folder = Path(checkpoint)
-    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: is a run that has not finished; there is no model in it yet")
+    return folder
+
+
+def chosen_model(name: str | None, *architectures: str) -> str:
+    """Return the model that is named, as a checkpoint or as the run that made it, or else `newest_run`'s."""
+    return str(model_folder(name)) if name else newest_run(*architectures)
 
 
 def newest_run(*architectures: str) -> str:

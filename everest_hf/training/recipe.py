@@ -19,6 +19,7 @@ from ..configuration_everest import EverestConfig
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
 from ..files import PACKAGE
+from ..inference.loading import model_folder
 from ..video import BACKENDS, TIME_LIMIT
 from .names import hint
 
@@ -64,7 +65,7 @@ class Recipe:
 
     task: str = _option("pretrain", "What to do", "pretrain, finetune, or probe (a head on a frozen encoder)", TASKS)
     output_dir: str = _option("runs/everest", "What to do", "folder for checkpoints, log, recipe and pictures")
-    model: str | None = _option(None, "What to do", "checkpoint folder or Hub id to start from")
+    model: str | None = _option(None, "What to do", "checkpoint, run folder or Hub id to start from")
     config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
     overwrite: bool = _option(False, "What to do", "start again where output_dir holds a run")
     eval_only: bool = _option(False, "What to do", "evaluate model, or the finished run of output_dir, on val")
@@ -267,7 +268,10 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
             _require(isinstance(config, dict), "config", config, "fields of EverestConfig and their values")
         config = {name: value for layer in configs for name, value in layer.items()}
         defaults = _defaults_of(task, config.get("problem_type"))
-        return Recipe(**{**defaults, **values, **options, "config": config})
+        merged = {**defaults, **values, **options, "config": config}
+        if isinstance(merged.get("model"), str):
+            merged["model"] = str(model_folder(merged["model"]))
+        return Recipe(**merged)
     except ValueError as error:
         raise ValueError(f"{path or 'command line'}: {error}") from None
 

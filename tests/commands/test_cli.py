@@ -24,6 +24,7 @@ from everest_hf.commands.visualize import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.modeling_everest import patchify, pixel_targets
+from everest_hf.training.recipe import load_recipe
 from everest_hf.visualize import draw_reconstruction
 from everest_hf.visualize.animation import WRITERS
 from everest_hf.visualize.tokens import reconstruct
@@ -578,6 +579,25 @@ def test_a_command_that_runs_has_the_whole_package():
 def test_hyphen_and_underscore_are_the_same_in_options(spelling):
     args = cli.build_parser().parse_args(["predict", "a_b-c.mp4", *spelling.split()])
     assert (args.videos, args.keep_ratio) == (["a_b-c.mp4"], 0.3)
+
+
+def test_a_run_is_a_model_for_every_command(clip, finetuned, tmp_path, capsys):
+    source = put_run(finetuned, tmp_path / "run" / "model", age=0).parent
+    videos, picture = write_list(tmp_path / "list.txt", [(clip,)]), tmp_path / "x.png"
+    answers = [run_well(capsys, "predict", clip, "--json", "--model", model) for model in (finetuned, source)]
+    assert answers[0] == answers[1]
+    assert "27 of 60 tokens" in run_well(capsys, "visualize", clip, "-o", picture, "--model", source)
+    assert "for each of 1 videos" in run_well(capsys, "embed", videos, tmp_path / "x.parquet", "--model", source)
+    line = assert_refused(capsys, "convert", source, tmp_path / "out", culprit=f"{source}/model: ")
+    assert "is an EVEREST checkpoint already" in line
+
+
+def test_a_run_that_has_not_finished_is_no_model(clip, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("task: finetune\n")
+    for command in (["predict", clip, "--model", tmp_path], ["tune-keep-ratio", tmp_path, "videos"]):
+        assert_refused(capsys, *command, culprit=f"{tmp_path}: is a run that has not finished")
+    with pytest.raises(ValueError, match="is a run that has not finished"):
+        load_recipe(None, {"train": "videos", "model": str(tmp_path)})
 
 
 def test_an_interrupted_command_ends_without_a_traceback(clip, finetuned, capsys, monkeypatch):

@@ -48,6 +48,16 @@ def test_without_a_file_the_options_are_enough():
     assert load_recipe(None, {"train": "videos", "epochs": 50}).epochs == 50
 
 
+def test_a_run_is_its_model(tmp_path):
+    saved = tmp_path / "run" / "model"
+    saved.mkdir(parents=True)
+    for place in (tmp_path / "run", "owner/name"):
+        assert load_recipe(None, {"train": "videos", "model": str(place)}).model == str(place)
+    (saved / "config.json").write_text("{}")
+    for place in (tmp_path / "run", saved):
+        assert load_recipe(None, {"train": "videos", "model": str(place)}).model == str(saved)
+
+
 def test_recipes_share_no_lists():
     first, second = Recipe(train="videos"), Recipe(train="videos")
     first.betas.append(0.5)
