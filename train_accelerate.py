@@ -184,6 +184,8 @@ def main() -> None:
             run_quickstart(options, state)
         else:
             recipe = main_first(state, load_recipe, path, options)
+            for warning in recipe.warnings():
+                state.print(f"warning: {warning}", file=sys.stderr)
             (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
         state.destroy_process_group()  # whose threads must not outlive the interpreter
     except (ValueError, OSError) as error:

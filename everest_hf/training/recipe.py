@@ -180,6 +180,16 @@ class Recipe:
         """What fine-tuning learns: a class, several labels or a number for each video."""
         return self.config.get("problem_type") or SINGLE_LABEL
 
+    def warnings(self) -> list[str]:
+        """Say, a line each, what it means that a run that learns labels does without a model or held-out videos."""
+        if not self.has_labels or self.eval_only:
+            return []
+        meanings = {
+            "model": "the encoder starts from random weights, not from a pre-trained model",
+            "val": "nothing is evaluated, so there is no accuracy and no best checkpoint",
+        }
+        return [f"no --{name}: {meaning}" for name, meaning in meanings.items() if getattr(self, name) is None]
+
     def _check_stream(self) -> None:
         if self.streaming:
             _require(self.steps_per_epoch >= 1, "steps_per_epoch", self.steps_per_epoch, "at least 1 with streaming")

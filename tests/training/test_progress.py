@@ -181,6 +181,13 @@ def test_the_launcher_of_several_processes_is_told_the_error(place, tmp_path):
     assert f"traceback : {message}\n" in str(ChildFailedError("train_accelerate.py", {0: failure}))
 
 
+def test_what_a_run_does_without_is_said_once(place):
+    alone, *others = train_on(2, "pretrain.yaml", "--task", "finetune", "--dry_run", cwd=place)
+    warnings = [line for line in alone.check().stderr.splitlines() if line.startswith("warning: ")]
+    assert [line.split(":")[1] for line in warnings] == [" no --model", " no --val"]
+    assert not any("warning: " in other.check().stderr for other in others)
+
+
 @pytest.mark.parametrize("cls", [EverestForPreTraining, EverestForVideoClassification])
 def test_of_what_is_new_in_a_model_only_more_than_the_head_is_reported(place, tmp_path, capsys, cls):
     cls(tiny_config()).save_pretrained(tmp_path / "model")

@@ -58,6 +58,18 @@ def test_a_run_is_its_model(tmp_path):
         assert load_recipe(None, {"train": "videos", "model": str(place)}).model == str(saved)
 
 
+def test_what_a_run_does_without_is_said_where_it_learns_labels():
+    def warnings(**options) -> list[str]:
+        return load_recipe(None, {"train": "videos", **options}).warnings()
+
+    assert [line.split(":")[0] for line in warnings(task="finetune")] == ["no --model", "no --val"]
+    assert [line.split(":")[0] for line in warnings(task="finetune", val="videos")] == ["no --model"]
+    assert [line.split(":")[0] for line in warnings(task="probe", model="owner/name")] == ["no --val"]
+    assert warnings(task="finetune", model="owner/name", val="videos") == []
+    assert warnings(task="finetune", eval_only=True, val="videos") == []
+    assert warnings() == []
+
+
 def test_recipes_share_no_lists():
     first, second = Recipe(train="videos"), Recipe(train="videos")
     first.betas.append(0.5)
