@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 import torch
-from datasets import Dataset, List
+from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
 from ..video import VideoError, frame_indices, read_clip
@@ -143,7 +143,7 @@ def _refuse_several_labels(
     **_,
 ) -> None:
     features = open_table(str(source), arguments, split).features
-    if isinstance(columns_of(features, video_column, label_column, str(source)).label_feature, List):
+    if isinstance(columns_of(features, video_column, label_column, str(source)).label_feature, (List, LargeList)):
         raise ValueError(
             f"{source}: has several labels a video, which folders of classes cannot hold; "
             "write its videos as files and prepare a list of them, 'path a,b' a line"

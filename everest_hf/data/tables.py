@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
@@ -32,6 +31,8 @@ _HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<name>[\w.-]+))
 # Where a label is looked for: the usual name, then what webdataset makes of .cls, .json and .txt files.
 _LABELS, _WEBDATASET_LABELS = ("label",), ("cls", "json.label", "txt")
 _BYTES_AND_PATH = {"bytes", "path"}
+# Types of a cell, by the names that datasets gives those of Arrow; pandas writes the large ones, polars the views.
+_TEXT, _BYTES = ("string", "large_string", "string_view"), ("binary", "large_binary", "binary_view")
 
 
 # ---------------------------------------------------------------------- opening
@@ -161,7 +162,7 @@ def columns_of(features: Features, video: str | None, label: str | None, source:
     video = _video_column(features, way, source) if video is None else video
     if video not in features:
         raise ValueError(f"{source}: has no column {video!r}; it has {list(features)}")
-    if not (_holds_bytes(features[video]) or features[video] == Value("string")) or (video,) == way:
+    if not (_holds_bytes(features[video]) or _is_one_of(_TEXT, features[video])) or (video,) == way:
         raise ValueError(f"{source}: the column {video!r} does not hold videos; the columns are {list(features)}")
     return Columns(video, way, _at(features, way))
 
@@ -184,7 +185,7 @@ def _video_column(features: Features, label: tuple[str, ...], source: str) -> st
     if "video" in features:
         return "video"
     sure = [name for name, feature in features.items() if _holds_bytes(feature)]
-    texts = [name for name, feature in features.items() if feature == Value("string") and (name,) != label]
+    texts = [name for name, feature in features.items() if _is_one_of(_TEXT, feature) and (name,) != label]
     found = sure or [name for name in texts if not name.startswith("__")]  # webdataset's own begin so
     if len(found) != 1:
         what = f"{', '.join(found)} may be" if found else "none is"
@@ -194,7 +195,11 @@ def _video_column(features: Features, label: tuple[str, ...], source: str) -> st
 
 def _holds_bytes(feature: Any) -> bool:
     is_both = isinstance(feature, dict) and _BYTES_AND_PATH.issuperset(feature) and "bytes" in feature
-    return is_both or isinstance(feature, Video) or feature in (Value("binary"), Value("large_binary"))
+    return is_both or isinstance(feature, Video) or _is_one_of(_BYTES, feature)
+
+
+def _is_one_of(types: tuple[str, ...], feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in types
 
 
 # ---------------------------------------------------------------------- rows
@@ -225,9 +230,7 @@ def _paths(videos: Dataset, root: Path) -> list[str] | None:
     """Return the paths of the videos, absolute; None where there are bytes."""
     column, feature = videos.data.column("video"), videos.features["video"]
     if _holds_bytes(feature):
-        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            return None
-        if pc.struct_field(column, "bytes").null_count < len(column):
+        if _is_one_of(_BYTES, feature) or pc.struct_field(column, "bytes").null_count < len(column):
             return None
         column = pc.struct_field(column, "path")
     return [absolute(path, root) for path in column.to_pylist()]

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from helpers.commands import fork
 from helpers.videos import (
     bad_files,
@@ -239,10 +239,12 @@ def test_several_labels_a_video_are_not_lost(tmp_path):
     write_clip(tmp_path / "a.mp4")
     source = write_list(tmp_path / "list.txt", [("a.mp4", "high,low")])
     assert prepare_videos(source, tmp_path / "out").new_list.read_text() == "a.mp4 high,low\n"
-    features = Features(video=Value("string"), label=List(ClassLabel(names=["high", "low"])))
-    Dataset.from_dict({"video": ["a.mp4"], "label": [[0, 1]]}, features=features).to_parquet(tmp_path / "set.parquet")
-    with pytest.raises(ValueError, match=r"set.parquet: has several labels a video, .* 'path a,b'"):
-        prepare_videos(tmp_path / "set.parquet", tmp_path / "out")
+    for label in (List(ClassLabel(names=["high", "low"])), LargeList(Value("int64"))):  # the second is polars'
+        features = Features(video=Value("string"), label=label)
+        rows = Dataset.from_dict({"video": ["a.mp4"], "label": [[0, 1]]}, features=features)
+        rows.to_parquet(tmp_path / "set.parquet")
+        with pytest.raises(ValueError, match=r"set.parquet: has several labels a video, .* 'path a,b'"):
+            prepare_videos(tmp_path / "set.parquet", tmp_path / "out")
 
 
 def test_what_would_harm_the_sources_is_refused(tmp_path, capsys):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
@@ -70,6 +72,30 @@ def test_parquet_with_every_kind_of_column(folder, expected, tmp_path, videos):
     rows = load_videos(path)
     assert class_names_of(rows) == NAMES
     assert same_clips(rows, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "binary"),
+    [(pa.large_string(), pa.large_binary()), (pa.string_view(), pa.binary_view())],
+    ids=["pandas", "polars"],
+)
+def test_parquet_as_other_libraries_write_it(folder, expected, tmp_path, text, binary):
+    """pandas writes large strings, polars views of strings and bytes; all of them are paths, bytes or both."""
+    paths = paths_of(folder)
+    contents = [path.read_bytes() for path in paths]
+    both = [{"bytes": content, "path": path.name} for content, path in zip(contents, paths, strict=True)]
+    columns = {
+        "paths": pa.array(map(str, paths), text),
+        "bytes": pa.array(contents, binary),
+        "both": pa.array(both, pa.struct({"bytes": binary, "path": text})),
+    }
+    for name, column in columns.items():
+        labels = pa.array([path.parent.name for path in paths], text)
+        pq.write_table(pa.table({"clip": column, "label": labels}), tmp_path / f"{name}.parquet")
+        assert same_clips(load_videos(tmp_path / f"{name}.parquet", class_names=NAMES), expected)
+        # A stream is told its classes by a ClassLabel alone.
+        stream = stream_videos(tmp_path / f"{name}.parquet", labels_required=False)
+        assert len(list(stream)) == 4
 
 
 def test_webdataset(folder, expected, tmp_path):
