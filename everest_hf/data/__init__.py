@@ -1,7 +1,7 @@
 """From a source of videos to uint8 batches.
 
 `load_videos` makes a `datasets.Dataset` of rows (video, label) of whatever holds videos, and refuses what is wrong
-with them before any training (sources.py, tables.py, rows.py, checking.py). `VideoClips` (training) and `VideoViews`
+with them before any training (sources.py, tables.py, shards.py, rows.py, checking.py). `VideoClips` (training) and `VideoViews`
 (evaluation) make tensors of the rows (clips.py), `StreamedClips` of those of a stream (streams.py); `collate` makes
 batches (batches.py).
 """
@@ -18,8 +18,8 @@ from .clips import (
     replacements,
     seed_of,
 )
-from .rows import NAMED_CULPRITS, class_names_of, head_of, name_of, source_of
-from .sources import VIDEO_SUFFIXES, load_videos, stream_videos
+from .rows import NAMED_CULPRITS, VIDEO_SUFFIXES, class_names_of, head_of, name_of, source_of
+from .sources import load_videos, stream_videos
 from .streams import StreamedClips
 
 __all__ = [

@@ -20,8 +20,8 @@ from ..video import VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
 from ..video_reading_everest import open_container
-from .rows import class_names_of
-from .sources import VIDEO_SUFFIXES, load_videos
+from .rows import VIDEO_SUFFIXES, class_names_of
+from .sources import load_videos
 from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos, video_of
 

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from ..video import VideoError
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
 # How many culprits an error names; the count of all comes beside them.
 NAMED_CULPRITS = 3
 
@@ -30,6 +31,11 @@ def class_names_in(feature: Any) -> list[str] | None:
     """Return the names of the classes that the feature of a label, or of a list of labels, has; None for none."""
     feature = getattr(feature, "feature", feature)  # of several labels a video: what each of them is
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def is_video(name: str) -> bool:
+    """Say whether a name ends as those of video files do."""
+    return name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def as_cell(video: Any) -> dict[str, Any]:

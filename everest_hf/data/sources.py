@@ -8,11 +8,10 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 
 from . import tables
-from .rows import Row, as_dataset, refuse
+from .rows import VIDEO_SUFFIXES, Row, as_dataset, is_video, refuse
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -57,7 +56,7 @@ def load_videos(
     source, videos = os.fspath(source), None
     root = _root(source, data_root)
     if arguments := tables.arguments_of(source):
-        table = tables.open_table(source, arguments, split)
+        table = tables.open_table(source, arguments, split, video_column)
         columns = tables.columns_of(table.features, video_column, label_column, source)
         videos, rows = tables.rows_of(table, columns, source, root)
         rows = _checked(rows, table.column_names, source, labels_required)
@@ -110,7 +109,7 @@ def stream_videos(
     arguments = tables.arguments_of(source)
     if arguments is None or tables.is_saved(source):
         raise ValueError(f"{source}: is read where it lies, nothing is copied; leave out streaming")
-    table = tables.open_table(source, arguments, split, streaming=True)
+    table = tables.open_table(source, arguments, split, video_column, streaming=True)
     if table.features is None:
         raise ValueError(f"{source}: its columns are not known before it is read; leave out streaming")
     columns = tables.columns_of(table.features, video_column, label_column, source)
@@ -138,13 +137,13 @@ def _rows_of_list(path: Path, root: Path, labels_required: bool) -> list[Row]:
     if labels_required:
         unlabelled = [row.where for row in rows if row.label is None]
         refuse(unlabelled, "line without label; expected 'path label'")
-    wrong = [f"{row.where} ({row.path})" for row in rows if not _is_video(row.path)]
+    wrong = [f"{row.where} ({row.path})" for row in rows if not is_video(row.path)]
     refuse(wrong, f"not a video; expected a path ending in one of {', '.join(VIDEO_SUFFIXES)}")
     return rows
 
 
 def _text_of(path: Path) -> str:
-    if _is_video(path.name):
+    if is_video(path.name):
         raise ValueError(f"{path}: a video, not a list of videos; expected a text file with 'path label' a line")
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -156,7 +155,7 @@ def _row_of_line(line: str, where: str, root: Path) -> Row:
     path, label = line.strip(), None
     head, *tail = path.rsplit(None, 1)
     # A last word that is itself a video file belongs to a path with blanks: the line has no label.
-    if tail and not _is_video(tail[0]):
+    if tail and not is_video(tail[0]):
         path, label = head, tail[0]
     return Row(os.path.abspath(root / path), label, where)
 
@@ -184,7 +183,7 @@ def _rows_of_folder(folder: Path, labels_required: bool) -> list[Row]:
         label = parts[0] if parts else None
         for name in sorted(name for name in names if not name.startswith(".")):
             path = os.path.join(parent, name)
-            (rows if _is_video(name) else ignored).append(Row(path, label, path))
+            (rows if is_video(name) else ignored).append(Row(path, label, path))
     if not rows:
         raise ValueError(f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
     if ignored:
@@ -192,10 +191,6 @@ def _rows_of_folder(folder: Path, labels_required: bool) -> list[Row]:
     if labels_required:
         refuse([row.where for row in rows if row.label is None], "video outside of a class folder")
     return rows
-
-
-def _is_video(name: str) -> bool:
-    return name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def _check_files(rows: list[Row], source: str) -> None:

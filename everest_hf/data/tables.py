@@ -19,11 +19,13 @@ from datasets import (
     Value,
     Video,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
 from ..video import VideoError
 from .rows import Row, as_cell, class_names_in, encode_labels, refuse
+from .shards import ShardError, check_shards
 
 # The builders of `datasets` by the suffix of the files.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -77,30 +79,48 @@ def _builder(source: str, files: list[str]) -> str:
 
 
 def open_table(
-    source: str, arguments: dict[str, Any], split: str | None, *, streaming: bool = False
+    source: str,
+    arguments: dict[str, Any],
+    split: str | None,
+    video_column: str | None = None,
+    *,
+    streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Return a split of the data set that `load_dataset` opens with the arguments.
 
     Raises:
-        ValueError: it cannot be opened, or there is no such split, or several and `split` is None.
+        ValueError: it cannot be opened, or there is no such split, or several and `split` is None; or a sample of a
+            webdataset file has not one video.
     """
     try:
         if is_saved(source):
             saved = load_from_disk(source)
             splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
             return splits[_chosen(split, list(splits), source)]
+        _check_shards(arguments, video_column, streaming)
         splits = load_dataset(**arguments, streaming=True)  # which reads no more than what there is
         split = _chosen(split, list(splits), source)
         # Streams of the Hub decode with torchcodec by themselves, which no change of the columns' types ends.
         if streaming:
             return splits[split] if splits[split].features is None else splits[split].decode(False)
         return load_dataset(**arguments, split=split)
-    except _SplitError:
+    except (_SplitError, ShardError):
         raise
     except Exception as error:  # of all libraries between the name and the data
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         what = "cannot be opened as a data set" if _is_local(arguments) else "no file or folder here; on the Hub"
         raise ValueError(f"{source}: {what}: {reason}") from error
+
+
+def _check_shards(arguments: dict[str, Any], video_column: str | None, streaming: bool) -> None:
+    """Check webdataset files of this machine, all of them once: what is in the cache of `datasets` was checked."""
+    if arguments["path"] in ("parquet", "arrow") or not _is_local(arguments):
+        return
+    builder = load_dataset_builder(**arguments)
+    files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+    shards = [file for file in files if Path(file).suffix.lower() == ".tar"]
+    if shards and (streaming or not os.path.isdir(builder.cache_dir)):
+        check_shards(shards, video_column, first_only=streaming)
 
 
 def _is_local(arguments: dict[str, Any]) -> bool:
@@ -208,7 +228,7 @@ def _is_one_of(types: tuple[str, ...], feature: Any) -> bool:
 def rows_of(table: Dataset, columns: Columns, source: str, root: Path) -> tuple[Dataset | None, list[Row]]:
     """Return the column `video`, or None where the rows' paths are all there is of it, and the rows."""
     videos = _as_stored(table, columns).select_columns(["video"])
-    paths = _paths(videos, root)
+    paths = _paths(videos, source, root)
     labels: list[Any] = [None] * len(table)
     if columns.label:
         column = columns.label[0]
@@ -220,25 +240,28 @@ def rows_of(table: Dataset, columns: Columns, source: str, root: Path) -> tuple[
 
 def _as_stored(table: Dataset | IterableDataset, columns: Columns) -> Dataset | IterableDataset:
     """Return the data set with its videos in `video`, as they are stored: `datasets` is to decode none."""
-    table = table.select_columns([columns.video, *columns.label[:1]])
+    names = (name for name in ("__url__", "__key__") if name in table.column_names)  # webdataset's, for errors
+    table = table.select_columns([columns.video, *columns.label[:1], *names])
     if isinstance(table.features[columns.video], Video):
         table = table.cast_column(columns.video, Video(decode=False))
     return table if columns.video == "video" else table.rename_column(columns.video, "video")
 
 
-def _paths(videos: Dataset, root: Path) -> list[str] | None:
+def _paths(videos: Dataset, source: str, root: Path) -> list[str] | None:
     """Return the paths of the videos, absolute; None where there are bytes."""
     column, feature = videos.data.column("video"), videos.features["video"]
     if _holds_bytes(feature):
         if _is_one_of(_BYTES, feature) or pc.struct_field(column, "bytes").null_count < len(column):
             return None
         column = pc.struct_field(column, "path")
-    return [absolute(path, root) for path in column.to_pylist()]
+    paths = column.to_pylist()
+    refuse([f"{source} row {i}" for i, path in enumerate(paths) if not path], "neither a path nor bytes of a video")
+    return [absolute(path, root) for path in paths]
 
 
-def absolute(path: str | None, root: Path) -> str:
+def absolute(path: str, root: Path) -> str:
     """Return a path that starts from `root` where it is relative; an address such as hf://… as it is."""
-    return path if path and "://" in path else os.path.abspath(root / (path or ""))
+    return path if "://" in path else os.path.abspath(root / path)
 
 
 class _StreamedRow:
@@ -250,7 +273,9 @@ class _StreamedRow:
 
     def __call__(self, cells: dict[str, Any]) -> dict[str, Any]:
         cell = as_cell(cells["video"])
-        if cell["bytes"] is None:
+        if cell["bytes"] is None and not cell["path"] and "__url__" in cells:
+            raise VideoError(cells["__url__"], f"the sample {cells['__key__']} has no video")
+        if cell["bytes"] is None and cell["path"]:
             cell["path"] = absolute(cell["path"], self.root)
         if not self.columns.label:
             return {"video": cell}

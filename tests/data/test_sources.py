@@ -1,6 +1,7 @@
 """Data sets that `datasets` opens, from files that are written here: parquet, arrow, webdataset, saved folders."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
-from helpers.tables import BOTH, datasets_cache, write_tar
+from helpers.tables import BOTH, datasets_cache, write_members, write_tar
 from helpers.videos import write_class_folders, write_list
 
 from everest_hf.data import VideoClips, VideoViews, check_readable, class_names_of, load_videos, stream_videos
@@ -112,6 +113,63 @@ def test_webdataset(folder, expected, tmp_path):
         rows = load_videos(tmp_path / "*.tar", label_column=column)
         assert class_names_of(rows) == sorted(NAMES)
         assert same_clips(rows, expected)
+
+
+SAMPLES = [f"{i}.{suffix}" for i in range(8) for suffix in ("mp4", "cls")]
+
+
+@pytest.mark.parametrize(
+    ("members", "culprits", "reason"),
+    [
+        (["a.1.mp4", "a.1.cls", "a.2.mp4", "a.2.cls"], "a.1.mp4, a.2.mp4", "2 videos in a sample; .*the first dot"),
+        (["a.1.mp4", "a.1.cls", "b.1.mp4", "b.1.cls", "c.2.mp4"], "c.2.mp4", "not '1.mp4' as in .*the first dot"),
+        ([name for name in SAMPLES if name != "1.mp4"], "1.cls", "a sample without a video; its files must follow"),
+        ([name for name in SAMPLES if name != "7.mp4"], "7.cls", "a sample without a video"),
+        ([*SAMPLES[:4], "1.avi", *SAMPLES[4:]], "1.mp4, 1.avi", "2 videos in a sample; it must have one"),
+        ([*SAMPLES, "7.avi"], "7.mp4, 7.avi", "2 videos in a sample"),
+        ([*SAMPLES, "8.avi", "8.cls"], "8.avi, 8.cls", "the video's suffix is not 'mp4' as in the first sample"),
+        (["0.mp4", "1.mp4", "0.cls", "1.cls"], "0.cls", "a sample without a video; its files must follow one another"),
+        ([*SAMPLES[:3], *SAMPLES[4:]], "1.mp4", "the first sample has mp4, cls; all must have the same, one after"),
+    ],
+)
+def test_a_sample_that_has_not_one_video_is_named(folder, tmp_path, members, culprits, reason):
+    content = paths_of(folder)[0].read_bytes()
+    contents = [(name, b"0" if name.endswith("cls") else content) for name in members]
+    shard = write_members(tmp_path / "part.tar", contents)
+    write_members(tmp_path / "sound.tar", [("x.mp4", content), ("x.cls", b"0")])
+    read = [lambda: load_videos(tmp_path / "part.tar"), lambda: load_videos(tmp_path)]
+    if "7." not in culprits and "8." not in culprits:  # a stream looks at the first samples alone
+        read.append(lambda: stream_videos(shard, num_labels=1))
+    for attempt in read:
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'{shard}: {culprits}')}: .*{reason}") as caught:
+            attempt()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_fields_of_webdataset_that_are_named(folder, tmp_path):
+    """Two videos a sample are two columns where one is named, and hidden files are no part of a sample."""
+    content = paths_of(folder)[0].read_bytes()
+    members = [(f"{i}.{name}", content) for i in range(2) for name in ("left.mp4", "right.mp4")]
+    write_members(tmp_path / "part.tar", [*members, ("._0.mp4", b"")])
+    rows = load_videos(tmp_path / "part.tar", video_column="left.mp4", labels_required=False)
+    assert [video["path"] for video in rows["video"]] == ["0.left.mp4", "1.left.mp4"]
+    with pytest.raises(ValueError, match="no sample of files such as 000.mp4"):
+        load_videos(write_members(tmp_path / "none.tar", [("mp4", content)]))
+
+
+def test_a_later_sample_of_a_stream_without_a_video_is_named(folder, tmp_path):
+    content = paths_of(folder)[0].read_bytes()
+    contents = [(name, b"0" if name.endswith("cls") else content) for name in SAMPLES if name != "7.mp4"]
+    write_members(tmp_path / "part.tar", contents)
+    with pytest.raises(VideoError, match=r"part\.tar: the sample 7 has no video"):
+        list(stream_videos(tmp_path / "part.tar", num_labels=1))
+
+
+def test_a_row_without_a_path_is_named(folder, tmp_path):
+    paths = [str(paths_of(folder)[0]), None, ""]
+    Dataset.from_dict({"video": paths, "label": [0, 0, 0]}).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(ValueError, match=r"set\.parquet row 1, \S+ row 2: neither a path nor bytes of a video"):
+        load_videos(tmp_path / "set.parquet")
 
 
 def test_saved_data_set_and_its_splits(folder, expected, tmp_path):

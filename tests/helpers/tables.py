@@ -1,7 +1,7 @@
 """Files of `datasets` for the tests, of real videos: parquet and webdataset."""
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -30,11 +30,18 @@ def write_parquet(path: Path, cells: Sequence[dict], labels: Sequence[int], name
 
 def write_tar(path: Path, videos: Sequence[Path], **parts: Sequence[str]) -> Path:
     """Write a webdataset file of videos; parts: cls=["0", "1"] puts 000.cls with "0" beside 000.mp4, and so on."""
+    members = []
+    for i, video in enumerate(videos):
+        contents = {"mp4": video.read_bytes(), **{suffix: texts[i].encode() for suffix, texts in parts.items()}}
+        members += [(f"{path.stem}-{i:03}.{suffix}", content) for suffix, content in contents.items()]
+    return write_members(path, members)
+
+
+def write_members(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Write a .tar file of members, (name, content), in this order."""
     with tarfile.open(path, "w") as archive:
-        for i, video in enumerate(videos):
-            contents = {"mp4": video.read_bytes(), **{suffix: texts[i].encode() for suffix, texts in parts.items()}}
-            for suffix, content in contents.items():
-                info = tarfile.TarInfo(f"{path.stem}-{i:03}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, BytesIO(content))
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
     return path
