@@ -20,8 +20,8 @@ from ..video import VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
 from ..video_reading_everest import open_container
-from .rows import VIDEO_SUFFIXES, class_names_of
-from .sources import load_videos
+from .rows import VIDEO_SUFFIXES, class_names_of, is_video
+from .sources import load_videos, walk
 from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos, video_of
 
@@ -78,7 +78,7 @@ def prepare_videos(
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
         OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source).expanduser(), Path(out).expanduser()
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     aside = out / f".partial-{source.name}"
@@ -167,8 +167,7 @@ def _label_texts(rows: Dataset) -> list[str | None]:
 
 def _videos_below(folder: Path) -> list[Path]:
     """Return the videos of a folder and its sub-folders; hidden ones are left out, as in training."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(Path(parent, name) for parent, _, names in walk(str(folder)) for name in names if is_video(name))
 
 
 def _base_of(videos: list[Path], root: Path) -> Path:

@@ -1,6 +1,7 @@
 """Rows of a data set of videos: column `video` and, where every row has one, `label`."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from ..video import VideoError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
+# A label beyond this is taken for a mistake, such as the number of a video.
+MAX_CLASSES = 1_000_000
 # How many culprits an error names; the count of all comes beside them.
 NAMED_CULPRITS = 3
 
@@ -138,13 +141,20 @@ def encode_labels(
     return labels, ClassLabel(names=names) if names else Value("int64")
 
 
+def labels_in(row: Row, problem_type: str) -> list[str]:
+    """Return the labels of a row: of several, a list or joined by commas, each."""
+    if isinstance(row.label, list):
+        return row.label
+    return row.label.split(",") if problem_type == "multi_label_classification" else [row.label]
+
+
 def _integer_labels(
     rows: list[Row], class_names: Sequence[str] | None, num_labels: int | None
 ) -> tuple[list[int], list[str] | None]:
     """Return the labels as integers, and the names of the classes where known."""
     names = list(class_names) if class_names is not None else None
     known = set(names or ())
-    if not all(_is_integer(row.label) for row in rows) or (names and all(row.label in known for row in rows)):
+    if not all(is_integer(row.label) for row in rows) or (names and all(row.label in known for row in rows)):
         names = names or sorted({row.label for row in rows})
         place = {name: i for i, name in enumerate(names)}
         refuse(
@@ -153,20 +163,25 @@ def _integer_labels(
         )
         labels = [place[row.label] for row in rows]
     else:
-        labels = [int(row.label) for row in rows]
+        # A number of more digits is no index of a class, and too much for int() or Arrow.
+        labels = [int(row.label) if len(row.label) < 18 else sys.maxsize for row in rows]
     bounds = [count for count in (num_labels, len(names) if names else None) if count is not None]
-    highest = min(bounds, default=max(labels, default=0) + 1)
+    highest = min(bounds, default=min(max(labels, default=0) + 1, MAX_CLASSES))
     wrong = [f"{r.where} ({r.label})" for r, label in zip(rows, labels, strict=True) if not 0 <= label < highest]
-    refuse(wrong, f"label out of range; {highest} classes are labelled 0 to {highest - 1}")
+    from_one = bool(wrong) and (min(labels), max(labels)) == (1, highest)
+    hint = "; these seem to count from 1, as UCF101's official lists do: subtract 1 from each" if from_one else ""
+    refuse(wrong, f"label out of range; {highest} classes are labelled 0 to {highest - 1}{hint}")
     return labels, names
 
 
 def _label_lists(
     rows: list[Row], class_names: Sequence[str] | None, num_labels: int | None
 ) -> tuple[list[list[int]], list[str]]:
-    """Return the labels of each row, a list or joined by commas, as integers, and the names of all labels."""
-    of_rows = [row.label if isinstance(row.label, list) else row.label.split(",") for row in rows]
-    empty = [f"{row.where} ({row.label!r})" for row, of_row in zip(rows, of_rows, strict=True) if "" in of_row]
+    """Return the labels of each row as integers, and the names of all labels."""
+    of_rows = [labels_in(row, "multi_label_classification") for row in rows]
+    empty = [
+        f"{row.where} ({row.label!r})" for row, of_row in zip(rows, of_rows, strict=True) if {"", None} & {*of_row}
+    ]
     refuse(empty, "an empty name among the labels")
     parts = [row._replace(label=part) for row, of_row in zip(rows, of_rows, strict=True) for part in of_row]
     flat, names = _integer_labels(parts, class_names, num_labels)
@@ -188,5 +203,6 @@ def _is_number(text: Any) -> bool:
         return False
 
 
-def _is_integer(text: str) -> bool:
-    return text.lstrip("-").isdecimal()
+def is_integer(text: str) -> bool:
+    """Say whether a label is an integer, not a name."""
+    return text.removeprefix("-").isdecimal()

@@ -42,7 +42,7 @@ def check_shards(paths: Sequence[str], video_column: str | None, *, first_only: 
             hint = "; a sample's name ends at the first dot: leave the other dots out of the names" if dotted else ""
             raise ShardError(f"{path}: {named([f'{key}.{field}' for field in members])}: {reason}{hint}")
     if not first:
-        raise ShardError(f"{', '.join(paths)}: no sample of files such as 000.mp4 and 000.cls")
+        raise ShardError(f"{named(list(paths))}: no sample of files such as 000.mp4 and 000.cls")
 
 
 def _samples(path: str) -> Iterator[tuple[str, list[str]]]:

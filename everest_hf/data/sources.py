@@ -2,13 +2,16 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, IterableDataset
+import pandas as pd
+from datasets import Dataset, DatasetDict, IterableDataset
 
-from . import tables
-from .rows import VIDEO_SUFFIXES, Row, as_dataset, is_video, refuse
+from . import labels, tables
+from .rows import VIDEO_SUFFIXES, Row, as_dataset, class_names_of, is_video, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +19,7 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
 def load_videos(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Dataset | DatasetDict | pd.DataFrame,
     *,
     data_root: str | os.PathLike | None = None,
     split: str | None = None,
@@ -53,23 +56,43 @@ def load_videos(
         ValueError: no rows, no such split or column, a row without label, a label out of range, unknown or no number,
             a suffix that is not a video's.
     """
-    source, videos = os.fspath(source), None
-    root = _root(source, data_root)
-    if arguments := tables.arguments_of(source):
-        table = tables.open_table(source, arguments, split, video_column)
-        columns = tables.columns_of(table.features, video_column, label_column, source)
-        videos, rows = tables.rows_of(table, columns, source, root)
-        rows = _checked(rows, table.column_names, source, labels_required)
-        class_names = class_names or columns.class_names()
-    elif os.path.isdir(source):
-        rows = _rows_of_folder(_split_folder(Path(source), split), labels_required)
-    elif split is not None:
-        raise ValueError(f"split is {split!r}, but {source} is a list file; a list is one split already")
+    name, root, table = _open(source, data_root, split, video_column)
+    videos, declared, is_folder = None, class_names, table is None and os.path.isdir(name)
+    if table is not None:
+        columns = tables.columns_of(table.features, video_column, label_column, name)
+        videos, rows = tables.rows_of(table, columns, name, root)
+        rows = _checked(rows, table.column_names, name, labels_required)
+        declared = class_names or columns.class_names()
+    elif is_folder:
+        rows = _rows_of_folder(name, split, labels_required, class_names)
     else:
-        rows = _rows_of_list(Path(source), root, labels_required)
+        rows = _rows_of_list(Path(name), root, labels_required)
     if check_files and videos is None:
-        _check_files(rows, source)
-    return as_dataset(rows, videos, class_names, num_labels, problem_type)
+        _check_files(rows, name)
+    has_classes = problem_type != "regression" and all(row.label is not None for row in rows)
+    if has_classes and declared is None and not is_folder:
+        labels.check_texts(rows, problem_type, learned=labels_required)
+    dataset = as_dataset(rows, videos, declared, num_labels, problem_type)
+    if has_classes and videos is None:
+        labels.check_contradictions(rows, problem_type, learned=labels_required)
+    if class_names is None:
+        labels.warn_of_similar(class_names_of(dataset), name)
+    return dataset
+
+
+def _open(
+    source: Any, data_root: str | os.PathLike | None, split: str | None, video_column: str | None
+) -> tuple[str, Path, Dataset | None]:
+    """Return what errors call a source, the folder of relative paths, and the data set if it is one."""
+    if not isinstance(source, (str, os.PathLike)):
+        name, table = tables.as_table(source, split)
+        return name, _root("", data_root), table
+    name = os.path.expanduser(source)
+    arguments = tables.arguments_of(name)
+    table = tables.open_table(name, arguments, split, video_column) if arguments else None
+    if table is None and split is not None and not os.path.isdir(name):
+        raise ValueError(f"split is {split!r}, but {name} is a list file; a list is one split already")
+    return name, _root(name, data_root), table
 
 
 def _checked(rows: list[Row], columns: list[str], source: str, labels_required: bool) -> list[Row]:
@@ -105,7 +128,7 @@ def stream_videos(
     videos and saved folders are not streamed: they are read where they lie. As nobody counts the classes beforehand,
     class names come from the data set's ClassLabel, and integers need `num_labels`.
     """
-    source = os.fspath(source)
+    source = os.path.expanduser(source)
     arguments = tables.arguments_of(source)
     if arguments is None or tables.is_saved(source):
         raise ValueError(f"{source}: is read where it lies, nothing is copied; leave out streaming")
@@ -123,23 +146,38 @@ def stream_videos(
 def _root(source: str, data_root: str | os.PathLike | None) -> Path:
     """Folder that relative paths of a source start from."""
     path = Path(source)
-    return Path(data_root) if data_root else path if path.is_dir() else path.parent
+    return Path(data_root).expanduser() if data_root else path if path.is_dir() else path.parent
 
 
 # ---------------------------------------------------------------------- lists
 
 
 def _rows_of_list(path: Path, root: Path, labels_required: bool) -> list[Row]:
-    lines = _text_of(path).splitlines()
-    rows = [_row_of_line(line, f"{path}:{i}", root) for i, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
+    lines = [(f"{path}:{i}", line.strip()) for i, line in enumerate(_text_of(path).splitlines(), 1) if line.strip()]
+    if not lines:
         raise ValueError(f"{path}: the list is empty; expected lines of the form 'path label'")
+    rows = [_row_of_line(line, where, root) for where, line in lines]
+    addresses = [row.where for row in rows if "://" in row.path and not row.path.startswith("hf://")]
+    refuse(addresses, "an address; a list takes files of this machine (and hf:// paths): download it, write its path")
+    if not is_video(rows[0].path) or (labels_required and rows[0].label is None):
+        _refuse_other_forms(*lines[0])
     if labels_required:
         unlabelled = [row.where for row in rows if row.label is None]
         refuse(unlabelled, "line without label; expected 'path label'")
     wrong = [f"{row.where} ({row.path})" for row in rows if not is_video(row.path)]
     refuse(wrong, f"not a video; expected a path ending in one of {', '.join(VIDEO_SUFFIXES)}")
     return rows
+
+
+def _refuse_other_forms(where: str, line: str) -> None:
+    """Refuse a first line, which is none of a list, as what it looks like."""
+    right = "write 'path label' a line with a blank between the two, or parquet with columns video and label"
+    if line[0] in "{[":
+        raise ValueError(f"{where}: looks like JSON, which is not read; {right}")
+    if "youtube_id" in line:
+        raise ValueError(f"{where}: looks like Kinetics' csv, which names no files; {right}")
+    if separator := re.search("[,;|]", line):
+        raise ValueError(f"{where}: looks like csv with {separator[0]!r}, which is not read; {right}")
 
 
 def _text_of(path: Path) -> str:
@@ -151,16 +189,55 @@ def _text_of(path: Path) -> str:
         raise ValueError(f"{path}: not a text file in UTF-8; expected a list with 'path label' a line") from error
 
 
-def _row_of_line(line: str, where: str, root: Path) -> Row:
-    path, label = line.strip(), None
+def _row_of_line(path: str, where: str, root: Path) -> Row:
+    label = None
     head, *tail = path.rsplit(None, 1)
     # A last word that is itself a video file belongs to a path with blanks: the line has no label.
     if tail and not is_video(tail[0]):
         path, label = head, tail[0]
-    return Row(os.path.abspath(root / path), label, where)
+    return Row(tables.absolute(path, root), label, where)
 
 
 # ---------------------------------------------------------------------- folders
+
+
+def _rows_of_folder(
+    source: str, split: str | None, labels_required: bool, class_names: Sequence[str] | None
+) -> list[Row]:
+    folder = str(_split_folder(Path(source), split))
+    rows: list[Row] = []
+    ignored: list[str] = []
+    classes: dict[str, int] = {}
+    for parent, sub_folders, names in walk(os.path.abspath(folder)):
+        parts = Path(parent).relative_to(os.path.abspath(folder)).parts
+        label = parts[0] if parts else None
+        if label is None:
+            classes = dict.fromkeys(sub_folders, 0)
+        paths = [os.path.join(parent, name) for name in names]
+        videos = [Row(path, label, path) for path in paths if is_video(path)]
+        ignored += [path for path in paths if not is_video(path)]
+        rows += videos
+        if label is not None:
+            classes[label] += len(videos)
+    if not rows:
+        raise ValueError(f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
+    if ignored:
+        logger.warning("%s: %d files that are not videos are ignored, e.g. %s", folder, len(ignored), ignored[0])
+    outside = [row.where for row in rows if row.label is None]
+    if split is None and not outside:
+        _refuse_splits(folder, {name for name, count in classes.items() if count}, classes)
+    if labels_required:
+        refuse(outside, "video outside of a class folder")
+    if not outside:
+        _tell_empty_classes(folder, classes, labels_required and class_names is None)
+    return rows
+
+
+def _tell_empty_classes(folder: str, classes: dict[str, int], must_have_videos: bool) -> None:
+    """Tell of class folders without a video; where the folders are what says which classes there are, refuse them."""
+    empty = [os.path.join(folder, name) for name, count in classes.items() if not count]
+    tell = refuse if must_have_videos else labels.warn
+    tell(empty, "a class folder without a video; put videos into it, or take it away if it is no class")
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
@@ -169,28 +246,38 @@ def _split_folder(folder: Path, split: str | None) -> Path:
         if split not in sub_folders:
             raise FileNotFoundError(f"{folder}: has no sub-folder {split!r}; it has {sub_folders}")
         return folder / split
-    if sub_folders and SPLIT_NAMES.issuperset(sub_folders):
-        raise ValueError(f"{folder}: its sub-folders {sub_folders} are splits, not classes; choose one by split=")
+    splits = SPLIT_NAMES.intersection(sub_folders)
+    # A class may be called "train", but hardly two as splits are.
+    _refuse_splits(str(folder), splits if len(splits) > 1 else set(sub_folders), sub_folders)
     return folder
 
 
-def _rows_of_folder(folder: Path, labels_required: bool) -> list[Row]:
-    rows: list[Row] = []
-    ignored: list[Row] = []
-    for parent, sub_folders, names in os.walk(os.path.abspath(folder)):
-        sub_folders[:] = sorted(name for name in sub_folders if not name.startswith("."))
-        parts = Path(parent).relative_to(os.path.abspath(folder)).parts
-        label = parts[0] if parts else None
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = os.path.join(parent, name)
-            (rows if is_video(name) else ignored).append(Row(path, label, path))
-    if not rows:
-        raise ValueError(f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
-    if ignored:
-        logger.warning("%s: %d files that are not videos are ignored, e.g. %s", folder, len(ignored), ignored[0].path)
-    if labels_required:
-        refuse([row.where for row in rows if row.label is None], "video outside of a class folder")
-    return rows
+def _refuse_splits(folder: str, names: set[str], sub_folders: Iterable[str]) -> None:
+    if names and SPLIT_NAMES.issuperset(names):
+        raise ValueError(
+            f"{folder}: its sub-folders {list(sub_folders)} are splits, not classes; choose one by split= "
+            "(train_split, val_split)"
+        )
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield a folder and all in it, each with its folders and files in order, without those whose names begin with a
+    dot. Links are followed; one that leads back to a folder above it is named in a warning and left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        logger.warning("%s: a link to %s, which it lies in itself; it is left out", folder, real)
+        return
+    with os.scandir(folder) as entries:
+        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        folders = [entry.name for entry in shown if entry.is_dir()]
+        files = [entry.name for entry in shown if not entry.is_dir()]
+    yield folder, folders, files
+    for name in folders:
+        yield from walk(os.path.join(folder, name), (*above, real))
 
 
 def _check_files(rows: list[Row], source: str) -> None:

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
@@ -29,6 +31,8 @@ from .shards import ShardError, check_shards
 
 # The builders of `datasets` by the suffix of the files.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+# What a list file, or what somebody takes for one, is called.
+LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 _HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<name>[\w.-]+))?")
 # Where a label is looked for: the usual name, then what webdataset makes of .cls, .json and .txt files.
 _LABELS, _WEBDATASET_LABELS = ("label",), ("cls", "json.label", "txt")
@@ -56,9 +60,35 @@ def arguments_of(source: str) -> dict[str, Any] | None:
         return {"path": _builder(source, files), "data_files": [glob.escape(os.path.abspath(file)) for file in files]}
     name = _HUB_NAME.fullmatch(source)
     # A path with a slip in it is not to be looked for on the Hub.
-    if name is None or Path(source).suffix in (".txt", ".csv", *BUILDERS) or Path(source).parent.is_dir():
+    if name is None or Path(source).suffix in (*LISTS, *BUILDERS) or Path(source).parent.is_dir():
         raise FileNotFoundError(f"{source}: no such list file, folder of videos or data set")
     return name.groupdict()
+
+
+def as_table(source: Any, split: str | None) -> tuple[str, Dataset]:
+    """Return what errors call an object that holds rows, a Dataset, DatasetDict or pandas DataFrame, and its rows.
+
+    Raises:
+        TypeError: it is no such object.
+        ValueError: there is no such split, or several and `split` is None; or a column of a DataFrame is of no type
+            that Arrow has.
+    """
+    name = type(source).__name__
+    if isinstance(source, DatasetDict):
+        return name, source[_chosen(split, list(source), name)].with_format(None)
+    if not isinstance(source, (Dataset, pd.DataFrame)):
+        raise TypeError(
+            f"source is of the type {name}; it must be a path, a name on the Hub, or a datasets.Dataset, "
+            "datasets.DatasetDict or pandas.DataFrame in memory"
+        )
+    if split is not None:
+        raise ValueError(f"split is {split!r}, but a {name} is one split already")
+    if isinstance(source, Dataset):
+        return name, source.with_format(None)
+    try:
+        return name, Dataset.from_pandas(source, preserve_index=False)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name}: {' '.join(map(str, error.args))}") from error
 
 
 def is_saved(source: str) -> bool:
@@ -249,19 +279,20 @@ def _as_stored(table: Dataset | IterableDataset, columns: Columns) -> Dataset | 
 
 def _paths(videos: Dataset, source: str, root: Path) -> list[str] | None:
     """Return the paths of the videos, absolute; None where there are bytes."""
-    column, feature = videos.data.column("video"), videos.features["video"]
+    feature = videos.features["video"]
     if _holds_bytes(feature):
-        if _is_one_of(_BYTES, feature) or pc.struct_field(column, "bytes").null_count < len(column):
+        stored = videos.data.column("video")  # of rows that were chosen or shuffled, of all there were before
+        if _is_one_of(_BYTES, feature) or pc.struct_field(stored, "bytes").null_count < len(stored):
             return None
-        column = pc.struct_field(column, "path")
-    paths = column.to_pylist()
+    column = videos.with_format("arrow")[:]["video"]
+    paths = (pc.struct_field(column, "path") if pa.types.is_struct(column.type) else column).to_pylist()
     refuse([f"{source} row {i}" for i, path in enumerate(paths) if not path], "neither a path nor bytes of a video")
     return [absolute(path, root) for path in paths]
 
 
 def absolute(path: str, root: Path) -> str:
-    """Return a path that starts from `root` where it is relative; an address such as hf://… as it is."""
-    return path if "://" in path else os.path.abspath(root / path)
+    """Return a path that starts from `root` where it is relative, or at home for ~; an address, hf://…, as it is."""
+    return path if "://" in path else os.path.abspath(root / os.path.expanduser(path))
 
 
 class _StreamedRow:

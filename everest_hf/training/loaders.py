@@ -28,6 +28,7 @@ from ..data import (
     stream_videos,
     transforms,
 )
+from ..data.labels import check_classes, warn_of_shared
 from ..data.workers import start_worker
 from ..distributed import end_together
 from .recipe import Recipe
@@ -42,7 +43,7 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     """Return the rows of training and validation; what is wrong with paths and labels is an error.
 
     Raises:
-        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`.
+        FileNotFoundError, ValueError: as `everest_hf.data.load_videos`; and a class has no training video.
     """
     labelled = recipe.has_labels
     options: dict[str, Any] = {"labels_required": labelled, "problem_type": recipe.problem_type}
@@ -50,12 +51,18 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         train = stream_videos(num_labels=recipe.num_classes or None, **_source_of(recipe, "train"), **options)
     else:
         train = load_videos(**_source_of(recipe, "train"), **options)
+    has_classes = labelled and recipe.problem_type != "regression"
+    if has_classes and not recipe.streaming:
+        check_classes(train, str(recipe.train))
     if recipe.val is None:
         return train, None
     names = class_names_of(train)
-    has_integers = labelled and names is None and recipe.problem_type != "regression"
-    bound = max(train["label"]) + 1 if has_integers else None
-    return train, load_videos(class_names=names, num_labels=bound, **_source_of(recipe, "val"), **options)
+    if has_classes and names is None:
+        names = [str(i) for i in range(max(train["label"]) + 1)]
+    val = load_videos(class_names=names if has_classes else None, **_source_of(recipe, "val"), **options)
+    if not recipe.streaming and PartialState().is_main_process:
+        warn_of_shared(train, val, str(recipe.val))
+    return train, val
 
 
 def _source_of(recipe: Recipe, which: str) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def describe(
 ) -> str:
     """Say in two lines what is about to run."""
     videos = f"{num_videos} training videos{' an epoch' if recipe.streaming else ''}"
+    if recipe.has_labels and recipe.problem_type != "regression":
+        videos = f"{config.num_labels} classes, {videos}"
     if recipe.task == "pretrain":
         tokens = f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted"
     else:

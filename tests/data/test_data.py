@@ -1,6 +1,7 @@
 """Rows, clips, views and batches from real video files."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,55 @@ def test_folder_for_pretraining_needs_no_classes(tmp_path, caplog):
         load_videos(tmp_path)
 
 
+def test_class_folders_that_are_links_and_links_in_a_circle(tmp_path, caplog):
+    write_clip(tmp_path / "elsewhere" / "deep" / "a.mp4")
+    write_clip(tmp_path / "set" / "walk" / "b.mp4")
+    (tmp_path / "set" / "jump").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "walk" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "out").symlink_to(tmp_path / "set" / "walk")  # and from there to itself
+    with caplog.at_level(logging.WARNING):
+        rows = load_videos(tmp_path / "set", labels_required=False)
+    names = {str(Path(path).relative_to(tmp_path / "set")) for path in rows["video"]}
+    assert names == {"jump/deep/a.mp4", "jump/out/b.mp4", "walk/b.mp4"}
+    assert f"walk/up: a link to {tmp_path}/set, which it lies in itself; it is left out" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"jump/out/b\.mp4 \('jump'\) and \S+walk/b\.mp4 \('walk'\): one video with two"
+    ):
+        load_videos(tmp_path / "set")
+
+
+def test_folders_of_splits_beside_other_folders_are_no_classes(tmp_path):
+    for name in ("train/walk/a.mp4", "val/walk/b.mp4", "more/c.mp4"):
+        write_clip(tmp_path / name)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "list.txt").write_text("a walk")
+    message = "'train', 'val'] are splits, not classes; choose one by split= (train_split, val_split)"
+    for labels_required in (True, False):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_videos(tmp_path, labels_required=labels_required)
+    assert len(load_videos(tmp_path, split="train")) == 1
+    write_clip(tmp_path / "alone" / "train" / "walk" / "a.mp4")
+    (tmp_path / "alone" / "annotations").mkdir()
+    with pytest.raises(ValueError, match=r"\['annotations', 'train'\] are splits, not classes"):
+        load_videos(tmp_path / "alone")
+    write_clip(tmp_path / "vehicles" / "train" / "a.mp4")
+    write_clip(tmp_path / "vehicles" / "car" / "a.mp4")
+    assert class_names_of(load_videos(tmp_path / "vehicles")) == ["car", "train"]
+
+
+def test_an_empty_class_folder_is_named(tmp_path, caplog):
+    write_clip(tmp_path / "walk" / "a.mp4")
+    (tmp_path / "jump").mkdir()
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/jump: a class folder without a video; put videos into it, or"):
+        load_videos(tmp_path)
+    # Which classes there are is known from elsewhere, or of no interest.
+    for arguments in ({"class_names": ["jump", "walk"]}, {"labels_required": False}):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert len(load_videos(tmp_path, **arguments)) == 1
+        assert f"{tmp_path}/jump: a class folder without a video" in caplog.text
+
+
 def bad_list(tmp_path, *lines):
     write_clip(tmp_path / "a.mp4")
     return write_list(tmp_path / "list.txt", lines)
@@ -158,12 +208,41 @@ def bad_list(tmp_path, *lines):
             {},
             r"list\.txt:2 \(.*a\.doc\): not a video; expected a path ending in one of \.mp4",
         ),
+        ([("a.mp4", "9" * 20)], {}, r"list\.txt:1 \(9{20}\): label out of range; 1000000 classes are"),
+        ([("a.mp4", "9" * 5000)], {}, r"list\.txt:1 \(9{5000}\): label out of range"),
+        ([("a.mp4", 1), ("a.mp4", 2)], {"num_labels": 2}, r"list\.txt:2 \(2\): .* 0 to 1; these seem to count from 1"),
+        ([("a.mp4", "--1")], {}, r"list\.txt:1 \('--1'\): neither an integer nor a name"),
+        ([("http://a.org/a.mp4", 0)], {}, r"list\.txt:1: an address; a list takes files of this machine"),
+        ([("a.mp4,0",)], {}, r"list\.txt:1: looks like csv with ',', which is not read; write 'path label' a line"),
+        ([("path,label",), ("a.mp4,0",)], {"labels_required": False}, r"list\.txt:1: looks like csv with ','"),
+        ([("0;a.mp4",)], {}, r"list\.txt:1: looks like csv with ';'"),
+        (
+            [("label,youtube_id,time_start,time_end,split",)],
+            {},
+            r"list\.txt:1: looks like Kinetics' csv, which names no",
+        ),
+        ([('[{"video": "a.mp4", "label": 0}]',)], {}, r"list\.txt:1: looks like JSON, which is not read; write 'path"),
+        ([('{"video":"a.mp4","label":0}',)], {"labels_required": False}, r"list\.txt:1: looks like JSON"),
         ([("a.mp4", 0)], {"split": "train"}, r"split is 'train', but .*list\.txt is a list file"),
     ],
 )
 def test_bad_lists_are_refused(tmp_path, lines, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_videos(bad_list(tmp_path, *lines), **arguments)
+
+
+def test_paths_at_home(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "home" / "videos" / "a.mp4")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_list(tmp_path / "home" / "list.txt", [("~/videos/a.mp4", 0)])
+    assert load_videos("~/list.txt")["video"][:] == [str(path)]
+    beside = write_list(tmp_path / "list.txt", [("a.mp4", 0)])
+    assert load_videos(beside, data_root="~/videos")["video"][:] == [str(path)]
+
+
+def test_an_address_of_the_hub_in_a_list_stays_as_it_is(tmp_path):
+    address = "hf://datasets/owner/name/a clip.mp4"
+    assert load_videos(write_list(tmp_path / "list.txt", [(address, 0)]))["video"][:] == [address]
 
 
 def test_missing_videos_are_counted_and_the_first_named(tmp_path):

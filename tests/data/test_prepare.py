@@ -192,7 +192,7 @@ def test_the_list_has_the_labels_and_the_videos_that_could_be_read(tmp_path, cap
             ("text.mp4", "run"),
             ("far/a clip.mp4", "run"),
             ("missing.mp4", "run"),
-            ("far/a clip.avi", "walk"),
+            ("far/a clip.avi", "jump"),
             ("truncated.mp4", "walk"),
         ],
     )
@@ -204,7 +204,7 @@ def test_the_list_has_the_labels_and_the_videos_that_could_be_read(tmp_path, cap
         assert f"everest-hf: error: {bad[name]}: " in err
     new = tmp_path / "out" / "train.txt"
     assert f"list: {new}\n" in out
-    assert new.read_text() == "far/a clip.avi.mp4 jump\nfar/a clip.mp4 run\nfar/a clip.avi.mp4 walk\n"
+    assert new.read_text() == "far/a clip.avi.mp4 jump\nfar/a clip.mp4 run\nfar/a clip.avi.mp4 jump\n"
     assert names_below(tmp_path / "out") == ["far/a clip.avi.mp4", "far/a clip.mp4", "train.txt"]
     assert len(load_videos(new)) == 3
 
@@ -233,6 +233,15 @@ def test_a_data_set_becomes_class_folders(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_folders_that_are_links_are_prepared(tmp_path):
+    write_clip(tmp_path / "elsewhere" / "a.mp4")
+    (tmp_path / "in" / "own").mkdir(parents=True)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "own" / "back").symlink_to(tmp_path / "in")
+    prepare_videos(tmp_path / "in", tmp_path / "out")
+    assert names_below(tmp_path / "out") == ["linked/a.mp4"]
 
 
 def test_several_labels_a_video_are_not_lost(tmp_path):

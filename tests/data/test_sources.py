@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -153,7 +154,7 @@ def test_fields_of_webdataset_that_are_named(folder, tmp_path):
     write_members(tmp_path / "part.tar", [*members, ("._0.mp4", b"")])
     rows = load_videos(tmp_path / "part.tar", video_column="left.mp4", labels_required=False)
     assert [video["path"] for video in rows["video"]] == ["0.left.mp4", "1.left.mp4"]
-    with pytest.raises(ValueError, match="no sample of files such as 000.mp4"):
+    with pytest.raises(ValueError, match=r"no sample of files such as 000\.mp4"):
         load_videos(write_members(tmp_path / "none.tar", [("mp4", content)]))
 
 
@@ -197,6 +198,51 @@ def test_pattern_joins_files_in_the_order_of_their_names(folder, expected, tmp_p
     for i in (2, 0, 3, 1):
         table_of(folder).select([i]).to_parquet(tmp_path / f"part-{i}.parquet")
     assert same_clips(load_videos(tmp_path / "part-*.parquet"), expected)
+
+
+def test_data_sets_in_memory(folder, expected, tmp_path, monkeypatch):
+    table = table_of(folder, "paths")
+    assert same_clips(load_videos(table), expected)
+    assert same_clips(load_videos(expected), expected)
+    assert same_clips(load_videos(DatasetDict(train=table, test=table.select([0])), split="train"), expected)
+    for videos in ("paths", "both"):
+        turned = table_of(folder, videos).select([3, 2, 1, 0]).with_format("torch")
+        assert same_clips(load_videos(turned), expected.select([3, 2, 1, 0]))
+    rows = [(str(path.relative_to(folder)), path.parent.name) for path in paths_of(folder)]
+    frame = pd.DataFrame(rows, columns=["file", "class"])
+    columns = {"label_column": "class", "class_names": NAMES}
+    assert same_clips(load_videos(frame, data_root=folder, **columns), expected)
+    monkeypatch.chdir(folder)
+    assert same_clips(load_videos(frame.iloc[::-1], **columns), expected.select([3, 2, 1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "error", "message"),
+    [
+        ([("a.mp4", 0)], {}, TypeError, "source is of the type list; it must be a path, a name on the Hub, or a"),
+        (pd.DataFrame({"video": []}, dtype=str), {}, ValueError, "DataFrame: the data set is empty"),
+        (pd.DataFrame({"video": ["a.mp4", 3]}), {}, ValueError, "DataFrame: "),
+        (pd.DataFrame({"video": ["a.mp4"]}), {"split": "val"}, ValueError, "a DataFrame is one split already"),
+        (pd.DataFrame({"video": ["a.mp4"], "label": [0]}), {}, FileNotFoundError, "named by DataFrame, 1 videos"),
+        (DatasetDict(), {"split": "val"}, ValueError, "DatasetDict: has no split 'val'"),
+    ],
+)
+def test_wrong_data_sets_in_memory(source, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        load_videos(source, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_numbers_of_pandas_are_no_classes(folder, tmp_path):
+    """A column of integers with a hole is one of floats in pandas."""
+    frame = pd.DataFrame({"video": [str(path) for path in paths_of(folder)], "label": [0.0, 10.0, 2.0, 2.0]})
+    frame.to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(
+        ValueError, match=r"set\.parquet row 0 \('0\.0'\), \S+ row 1 \('10\.0'\), .*: neither an integer"
+    ):
+        load_videos(tmp_path / "set.parquet")
+    rows = load_videos(tmp_path / "set.parquet", problem_type="regression")
+    assert rows["label"][:] == [0.0, 10.0, 2.0, 2.0]
 
 
 # ---------------------------------------------------------------------- columns
@@ -287,7 +333,15 @@ def test_what_is_no_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").mkdir()
     # None of these can be a name on the Hub.
-    for source in ("list.txt", "videos/train.lst", "owner/train.txt", "owner/set.parquet", "a/b/c", "part-*.tar"):
+    for source in (
+        "list.txt",
+        "videos/train.lst",
+        "owner/train.txt",
+        "owner/train.json",
+        "owner/set.parquet",
+        "a/b/c",
+        "part-*.tar",
+    ):
         with pytest.raises(FileNotFoundError, match=r": no such list file, folder of videos or data set"):
             load_videos(source)
     for name in ("a.tar", "b.parquet"):

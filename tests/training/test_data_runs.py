@@ -72,7 +72,7 @@ def test_pretraining_on_a_stream_of_parquet_files_goes_on_where_it_was_killed(pl
 def test_fine_tuning_on_a_stream_of_webdataset_files(place):
     options = ["--streaming", "--steps_per_epoch", 3, "--num_classes", 3, "--num_sample", 2, "--val", "list.txt"]
     done = train("finetune.yaml", "--train", "part-*.tar", *options, "--output_dir", "tar", cwd=place).check()
-    assert "finetune: 6 training videos an epoch, 12 held out, 2 epochs = 6 steps of 4 clips" in done.stdout
+    assert "finetune: 3 classes, 6 training videos an epoch, 12 held out, 2 epochs = 6 steps of 4 clips" in done.stdout
     log = log_of(place / "tar")
     assert sum("loss" in line for line in log) == 6
     assert 0 <= log[-1]["val_top1"] <= 1

@@ -76,6 +76,7 @@ def test_what_it_says_is_what_the_run_then_does(place):
     assert contents(place) == before
     real = train("finetune.yaml", cwd=place).check()
     assert dry.stdout.splitlines()[:2] == real.stdout.splitlines()[:2]  # videos, epochs, steps, tokens
+    assert dry.stdout.startswith("finetune: 2 classes, 10 training videos, 2 held out, ")
     lines = said(dry.stdout)
     log = [json.loads(line) for line in (place / "runs/one/log.jsonl").read_text().splitlines()]
     steps = [line for line in log if "loss" in line]
@@ -156,6 +157,10 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(place):
         ({"train": "videos/none"}, "videos/none"),
         ({"val": "bad"}, "bad: 1 unreadable videos, the first is"),
         ({"train": "missing.txt"}, "gone.mp4"),
+        (
+            {"train": "ones.txt"},
+            "ones.txt: 1 of 3 classes without a training video, class 0; its labels run from 1 to 2",
+        ),
         ({"batch_size": 50}, "train has 10 videos, fewer than the 100 of a step"),
         ({"config": {"num_frames": 7}}, "num_frames is 7; it must be a multiple of tubelet_size=3"),
         ({"output_dir": "encoder/config.json/run"}, "output_dir encoder/config.json/run: "),
@@ -167,6 +172,7 @@ def test_what_would_stop_the_run_stops_it(place, monkeypatch, options, message):
     (place / "bad" / "left").mkdir(parents=True, exist_ok=True)
     (place / "bad" / "left" / "text.mp4").write_text("no video\n" * 20)
     write_list(place / "missing.txt", [("gone.mp4", 0)])
+    write_list(place / "ones.txt", [(f"videos/val/{name}/{name}_0.mp4", i) for i, name in ((1, "left"), (2, "right"))])
     monkeypatch.chdir(place)
     other = load_recipe("finetune.yaml", {"epochs": 9, "output_dir": "runs/other"})
     (place / "runs" / "other").mkdir(parents=True, exist_ok=True)
