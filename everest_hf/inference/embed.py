@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -21,9 +21,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import VideoViews, class_names_of, collate, transforms
+from ..data.rows import paths_of
 from ..data.workers import batches_of, keep_freed_memory, num_cores
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
+
+logger = logging.getLogger(__name__)
 
 # Videos whose features are kept together, and at most lost when a run is killed.
 SHARD = 128
@@ -107,7 +110,7 @@ def embed_videos(
 
 def _missing_batches(count: int, parts: Path, batch_size: int) -> list[list[int]]:
     """Return the batches of `count` rows of which there is no part yet; no batch goes beyond a part."""
-    missing = (start for start in range(0, count, SHARD) if not _part_of(parts, start).exists())
+    missing = (start for start in range(0, count, SHARD) if not _is_whole(_part_of(parts, start)))
     ranges = [range(start, min(start + SHARD, count)) for start in missing]
     return [list(rows[i : i + batch_size]) for rows in ranges for i in range(0, len(rows), batch_size)]
 
@@ -152,7 +155,10 @@ def _open_parts(out: Path, description: dict[str, Any]) -> Path:
     folder = out.with_name(f".partial-{out.name}")
     path = folder / DESCRIPTION
     if path.is_file():
-        known = json.loads(path.read_text())
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path} is damaged; remove {folder}") from None
         different = [key for key, value in description.items() if known.get(key) != value]
         if different:
             raise ValueError(
@@ -180,6 +186,18 @@ def _read_part(path: Path) -> Features:
         return Features(file.get_tensor("embeddings"), file.get_tensor("index"), bad)
 
 
+def _is_whole(path: Path) -> bool:
+    """Say whether there is a part; one that is damaged is named in a warning, and as good as none."""
+    if not path.exists():
+        return False
+    try:
+        _read_part(path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is damaged (%s) and made again", path, error)
+        return False
+    return True
+
+
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` write a file that has its name when it is whole."""
     growing = path.with_name(f"{path.name}.growing")
@@ -200,16 +218,7 @@ def _digest_of_model(model: nn.Module) -> str:
 
 def _digest_of_rows(rows: Dataset) -> str:
     labels = list(rows["label"]) if "label" in rows.column_names else None
-    return hashlib.blake2b(json.dumps([_names_of(rows), labels]).encode(), digest_size=16).hexdigest()
-
-
-def _names_of(rows: Dataset) -> list[str]:
-    """Return the path of each video, or where it has none the number of its row; no bytes are read."""
-    column = rows.data["video"]
-    if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "path")
-    names = column.to_pylist() if pa.types.is_string(column.type) else [None] * len(rows)
-    return [name or f"row {row}" for row, name in enumerate(names)]
+    return hashlib.blake2b(json.dumps([paths_of(rows), labels]).encode(), digest_size=16).hexdigest()
 
 
 # ---------------------------------------------------------------------- formats
@@ -231,7 +240,7 @@ def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict
 
     The metadata hold, as JSON, the paths of the n videos, the names of the classes, and `about`.
     """
-    names = _names_of(rows)
+    names = paths_of(rows)
     videos = [names[row] for row in features.index.tolist()]
     tensors = {"embeddings": features.embeddings, "index": features.index}
     if "label" in rows.column_names:
@@ -245,7 +254,7 @@ def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict
 
 def write_parquet(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
     """Write a table with a row a video: video (path), label (name of the class where known), embedding (D floats)."""
-    names, classes = _names_of(rows), class_names_of(rows)
+    names, classes = paths_of(rows), class_names_of(rows)
     columns = {"video": [names[row] for row in features.index.tolist()]}
     if "label" in rows.column_names:
         labels = [classes[label] if classes else label for label in rows["label"]]

@@ -223,6 +223,28 @@ def test_finished_parts_are_not_made_again(checkpoints, videos, tmp_path, capfd,
     assert read(out)[0]["index"].tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("size", [0, 4, 60, -8])
+def test_a_truncated_part_is_made_again(checkpoints, videos, tmp_path, capfd, caplog, monkeypatch, size):
+    out, part = tmp_path / "out.safetensors", tmp_path / ".partial-out.safetensors" / "000000.safetensors"
+    command = ["embed", videos, out, "--model", checkpoints["classifier"]]
+    with monkeypatch.context() as patched:
+        patched.setitem(module.FORMATS, ".safetensors", fail)
+        assert run(*command) == 1
+    os.truncate(part, size % part.stat().st_size)
+    assert run(*command) == 0
+    assert f"{part} is damaged" in caplog.text
+    assert read(out)[0]["index"].tolist() == list(range(6))
+
+
+def test_a_damaged_description_of_parts_is_said(checkpoints, videos, tmp_path, capfd):
+    parts = tmp_path / ".partial-out.safetensors"
+    parts.mkdir()
+    (parts / "run.json").write_text('{"model":')
+    assert run("embed", videos, tmp_path / "out.safetensors", "--model", checkpoints["classifier"]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == f"everest-hf: error: {parts}/run.json is damaged; remove {parts}"
+
+
 def fail(*args):
     raise OSError("the disk is full")
 
