@@ -64,7 +64,6 @@ def train(recipe: Recipe) -> dict[str, float]:
     judge = partial(evaluate_model, accelerator, model, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong)
     meter, bad = logging.Meter(accelerator.device), BadVideos(folder / runs.BAD_VIDEOS)
     facts = RunFacts(recipe, num_videos, len(val_rows or ()), total_batch, hardware_of(accelerator))
-    accelerator.register_for_checkpointing(schedule, meter, *([average] if average else []))
     checkpoints = Checkpoints(
         folder,
         accelerator,
@@ -72,6 +71,8 @@ def train(recipe: Recipe) -> dict[str, float]:
         every=max(1, round(recipe.save_every * steps_per_epoch)),
         total_batch=total_batch,
         steps_per_epoch=steps_per_epoch,
+        data=main_first(accelerator, loaders.identities_of, train_rows, val_rows),
+        parts={"schedule": schedule, "meter": meter},
         average=average,
     )
     step, total_steps = checkpoints.resume(), recipe.epochs * steps_per_epoch
@@ -79,7 +80,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     log.start_trackers(vars(recipe), step)
     accelerator.print(runs.describe(recipe, config, num_videos, val_rows, total_batch, total_steps))
     bar = logging.Bar(recipe.task, step, total_steps, hidden=not accelerator.is_main_process)
-    watch = Watch(accelerator, lambda indices: loaders.names_of(train_rows, indices))
+    watch = Watch(accelerator, lambda indices: loaders.names_of(train_rows, indices), checkpoints.standing)
 
     with bar, watch:
         for epoch in range(step // steps_per_epoch, recipe.epochs):

@@ -18,7 +18,16 @@ from .clips import (
     replacements,
     seed_of,
 )
-from .rows import NAMED_CULPRITS, VIDEO_SUFFIXES, class_names_of, head_of, name_of, source_of
+from .rows import (
+    NAMED_CULPRITS,
+    VIDEO_SUFFIXES,
+    class_names_of,
+    differences,
+    head_of,
+    identity_of,
+    name_of,
+    source_of,
+)
 from .sources import load_videos, stream_videos
 from .streams import StreamedClips
 
@@ -35,8 +44,10 @@ __all__ = [
     "check_readable",
     "class_names_of",
     "collate",
+    "differences",
     "epoch_order",
     "head_of",
+    "identity_of",
     "load_videos",
     "name_of",
     "replacements",

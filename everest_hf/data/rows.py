@@ -1,11 +1,16 @@
 """Rows of a data set of videos: column `video` and, where every row has one, `label`."""
 
+import hashlib
+import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from ..video import VideoError
@@ -55,6 +60,70 @@ def name_of(video: Any, index: int) -> str:
     if cell["bytes"] is None and cell["path"]:
         return cell["path"]
     return f"{cell['path']} (row {index})" if cell["path"] else f"row {index}"
+
+
+def paths_of(rows: Dataset) -> list[str]:
+    """Return the path of each video, or where it has none the number of its row; no bytes are read."""
+    column = rows.data["video"]
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "path")
+    names = column.to_pylist() if _is_text(column) else [None] * len(rows)
+    return [name or f"row {row}" for row, name in enumerate(names)]
+
+
+def identity_of(rows: Dataset | IterableDataset) -> dict[str, Any]:
+    """Return what tells a data set from another one, as JSON has it: numbers, and digests of paths, labels and classes.
+
+    Paths count from the folder that all have in common, so that the same videos elsewhere are the same. Of bytes the
+    sizes count. Of a stream, which nobody reads beforehand, there are the number of its files and the classes.
+    """
+    classes = class_names_of(rows)
+    known: dict[str, Any] = {"classes": _digest(classes)}
+    if isinstance(rows, IterableDataset):
+        return {"files": rows.num_shards, **known}
+    paths = paths_of(rows)
+    common = _common_folder(paths)
+    labels = list(rows["label"]) if "label" in rows.column_names else None
+    return {
+        "videos": len(rows),
+        "paths": _digest([[path[common:] for path in paths], _sizes_of(rows)]),
+        "labels": _digest(labels),
+        **known,
+    }
+
+
+def differences(before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+    """Say what differs between two data sets by what `identity_of` returned of them; "" for nothing."""
+    if before is None or now is None:
+        return "" if before == now else f"there was {'none' if before is None else 'one'}"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    counted = [f"{now.get(name)} {name} for {before.get(name)}" for name in names if name in ("videos", "files")]
+    named = [f"other {name}" for name in names if name not in ("videos", "files")]
+    return ", ".join(counted + named)
+
+
+def _common_folder(paths: list[str]) -> int:
+    """Return the length of the path of the folder that all paths lie in."""
+    try:
+        return len(os.path.commonpath(map(os.path.dirname, paths)))
+    except ValueError:  # absolute ones and others
+        return 0
+
+
+def _sizes_of(rows: Dataset) -> list[int | None] | None:
+    """Return the bytes that each row holds of its video, by where they lie; None for paths."""
+    column = rows.data["video"]
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    return None if _is_text(column) else pc.binary_length(column).to_pylist()
+
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def head_of(rows: Dataset | IterableDataset, count: int) -> Dataset:

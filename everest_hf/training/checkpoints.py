@@ -1,25 +1,29 @@
 """Checkpoints of a run, each whole or absent: written under another name, then renamed."""
 
-import json
 import logging
 import math
+import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GatheredParameters, broadcast_object_list
+from accelerate.utils import DistributedType, GatheredParameters, broadcast_object_list, gather_object
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 
+from ..data import differences
 from ..distributed import WRITE_ERRORS, all_write, end_together, first_line
 from ..video_processing_everest import EverestVideoProcessor
+from .integrity import checkpoints_in, files_in, find_checkpoint, read_progress, write_progress
 from .optim import MovingAverage, averaged
+from .state import load_state, save_state
 
 logger = logging.getLogger(__name__)
-
-PROGRESS = "progress.json"
 
 
 class Checkpoints:
@@ -27,9 +31,11 @@ class Checkpoints:
 
     A checkpoint is a folder step-<steps done> with what from_pretrained needs, `state/` (model, optimizer, schedule,
     scaler, moving average, meter, random states of each process) and progress.json. The number of steps is also the
-    position in the data, as long as total_batch and steps_per_epoch are the same: else the run does not go on.
+    position in the data, as long as the data, total_batch and steps_per_epoch are the same: else the run does not go on.
 
-    keep: how many of the newest stay. every: steps from one checkpoint to the next. average: saved and loaded too.
+    keep: how many of the newest stay. every: steps from one checkpoint to the next. data: what tells the videos of
+    train and val from others. parts: by name, what has a `state_dict` that Accelerate does not know of. average: the
+    same, and its weights are those for from_pretrained.
     """
 
     def __init__(
@@ -41,19 +47,24 @@ class Checkpoints:
         every: int,
         total_batch: int,
         steps_per_epoch: int,
+        data: dict[str, dict[str, Any] | None],
+        parts: dict[str, Any],
         average: MovingAverage | None = None,
     ):
         self.folder, self.accelerator, self.keep, self.every = folder / "checkpoints", accelerator, keep, every
-        self.setting = {"total_batch": total_batch, "steps_per_epoch": steps_per_epoch}
+        self.setting = {"data": data, "total_batch": total_batch, "steps_per_epoch": steps_per_epoch}
         self.average = average
+        self.saved = False  # in this process
+        self.resumed_from: Path | None = None
+        self.parts = {**parts, **({"average": average} if average else {})}
 
     def all(self) -> list[Path]:
         """Return the complete checkpoints, the oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return checkpoints_in(self.folder)
 
     def best(self) -> Path | None:
         """Return the checkpoint with the best validation figure, the newest among equals, if there are figures."""
-        scored = [(score(_progress(path)["figures"]), path) for path in self.all()]
+        scored = [(score(read_progress(path)["figures"]), path) for path in self.all()]
         value, path = max(scored, default=(-math.inf, None))
         return path if value > -math.inf else None
 
@@ -66,7 +77,7 @@ class Checkpoints:
 
     def _improved_by(self, figures: dict[str, float]) -> bool:
         best = self.best() if self.accelerator.is_main_process else None
-        better = best is None or score(figures) > score(_progress(best)["figures"])
+        better = best is None or score(figures) > score(read_progress(best)["figures"])
         return broadcast_object_list([better])[0]  # the main process decides: others may see the folder later
 
     def save(self, step: int, figures: dict[str, float], model, processor: EverestVideoProcessor) -> None:
@@ -77,11 +88,13 @@ class Checkpoints:
         Raises:
             OSError: a process could not write. ValueError: the weights are not finite. On the main process.
         """
-        _check_weights(model, step)
+        _check_weights(model, step, self.standing())
         partial_folder = self.folder / f".partial-{step:08d}"
         try:
             all_write(f"checkpoint {partial_folder}", self._start, partial_folder)
             all_write(f"checkpoint {partial_folder}", self._write, partial_folder, step, figures, model, processor)
+            files = gather_object(files_in(partial_folder))
+            all_write(f"checkpoint {partial_folder}", self._seal, partial_folder, step, figures, files)
         except OSError:
             shutil.rmtree(partial_folder, ignore_errors=True)
             raise
@@ -89,7 +102,16 @@ class Checkpoints:
             partial_folder.rename(self.folder / f"step-{step:08d}")
             for old in set(self.all()[: -self.keep]) - {self.best()}:
                 _remove(old)
+        self.saved = True
         self.accelerator.wait_for_everyone()
+
+    def standing(self) -> str:
+        """Say in a sentence what a failure leaves of the checkpoints."""
+        if self.saved:
+            return "The last checkpoint is sound"
+        if self.resumed_from is None:
+            return "There is no checkpoint yet"
+        return f"Nothing was saved since the run went on from {self.resumed_from}, which may be at fault"
 
     def _start(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -99,13 +121,15 @@ class Checkpoints:
     def _write(self, folder: Path, step: int, figures: dict[str, float], model, processor) -> None:
         self._write_state(folder / "state")
         save_model(self.accelerator, model, processor, folder, self.average)
+
+    def _seal(self, folder: Path, step: int, figures: dict[str, float], files: list[str]) -> None:
         if self.accelerator.is_main_process:
             progress = {"step": step, **self.setting, "processes": self.accelerator.num_processes, "figures": figures}
-            (folder / PROGRESS).write_text(json.dumps(progress))
+            write_progress(folder, progress, files)
 
     def _write_state(self, folder: Path) -> None:
         try:
-            self.accelerator.save_state(str(folder))
+            save_state(self.accelerator, folder, self.parts)
         except WRITE_ERRORS as error:
             if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
                 raise
@@ -113,25 +137,76 @@ class Checkpoints:
             sys.exit(f"error: cannot write checkpoint {folder.parent}: {first_line(error)}")
 
     def resume(self) -> int:
-        """Load the newest checkpoint, if any; return how many steps are done.
+        """Load the newest checkpoint that is whole, if there are any; return how many steps are done.
+
+        Damaged ones are named in warnings and get another name.
 
         Raises:
-            ValueError: the checkpoint counts steps of another total batch or another number of videos.
+            ValueError: no checkpoint is whole; or it is of other videos or another total batch; or it does not load.
         """
+        newest: Path | None = None
+        progress: dict[str, Any] = {}
+        failure = None
         if self.accelerator.is_main_process:
-            for unfinished in self.folder.glob(".*"):
-                shutil.rmtree(unfinished)
-        (newest,) = broadcast_object_list([next(reversed(self.all()), None)])
+            try:
+                newest, progress = self._choose()
+            except (ValueError, OSError) as error:
+                failure = error
+        has_failed, newest, progress = broadcast_object_list([failure is not None, newest, progress])
+        if has_failed:
+            end_together(failure)
         if newest is None:
             return 0
-        progress = _progress(newest)
-        for name, value in self.setting.items():
-            if progress[name] != value:
-                end_together(ValueError(f"{newest} was trained with {name}={progress[name]}, which is now {value}"))
-        if progress["processes"] != self.accelerator.num_processes:
-            logger.warning("%s is of %d processes: dropout goes on otherwise", newest, progress["processes"])
-        self.accelerator.load_state(str(newest / "state"))
+        self._load(newest, progress["processes"])
+        self.resumed_from = newest
         return progress["step"]
+
+    def _choose(self) -> tuple[Path | None, dict[str, Any]]:
+        """Return the checkpoint to go on from and its progress; tidy up what killed runs and bad disks have left."""
+        for unfinished in (*self.folder.glob(".partial-*"), *self.folder.glob(".step-*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        found = find_checkpoint(self.folder)
+        if found.newest is not None:
+            refuse_other_setting(found.newest, found.progress, self.setting)
+        for path, reason in found.damaged:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            what = f"checkpoint {path} is damaged ({reason}); it is {aside.name} now"
+            logger.warning("%s, and the run goes on from %s", what, found.newest)
+        return found.newest, found.progress
+
+    def _load(self, checkpoint: Path, processes: int) -> None:
+        """Load a checkpoint; where that fails on one of the processes, all end."""
+        failure, is_restored = None, True
+        try:
+            is_restored = load_state(self.accelerator, checkpoint / "state", self.parts)
+        except pickle.UnpicklingError as error:
+            logger.debug("%s", checkpoint, exc_info=True)
+            failure = f"it holds more than tensors and numbers ({_forbidden_name(error)})"
+        except (Exception, CheckpointException) as error:  # whatever the libraries raise where a state does not fit
+            logger.debug("%s", checkpoint, exc_info=True)
+            failure = first_line(error) or type(error).__name__
+        outcomes = gather_object([(failure, is_restored)])
+        if failures := [text for text, _ in outcomes if text is not None]:
+            end_together(ValueError(f"checkpoint {checkpoint} is not loaded: {failures[0]}"))
+        is_same = processes == self.accelerator.num_processes and all(restored for _, restored in outcomes)
+        if not is_same and self.accelerator.is_main_process:
+            what = "%s is of %d processes, or of other devices: dropout goes on otherwise"
+            logger.warning(what, checkpoint, processes)
+
+
+def refuse_other_setting(checkpoint: Path, progress: dict[str, Any], setting: dict[str, Any]) -> None:
+    """Raise a ValueError if a checkpoint counts the steps of other videos, or other steps."""
+    for which, now in setting["data"].items():
+        if changes := differences(progress["data"][which], now):
+            raise ValueError(
+                f"{which} is not what {checkpoint} was trained with: {changes}; bring it back, or choose another "
+                "output_dir, or --overwrite to start again"
+            )
+    for name in ("total_batch", "steps_per_epoch"):
+        if progress[name] != setting[name]:
+            raise ValueError(f"{checkpoint} was trained with {name}={progress[name]}, which is now {setting[name]}")
 
 
 def score(figures: dict[str, float]) -> float:
@@ -140,24 +215,26 @@ def score(figures: dict[str, float]) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
+def _forbidden_name(error: pickle.UnpicklingError) -> str:
+    """Return the name that a file must not hold, out of an error of torch.load or of our own."""
+    found = re.search(r"(?:GLOBAL |class )?(\S+) (?:was not an allowed|does not belong)", str(error))
+    return found[1] if found else first_line(error)
+
+
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint, which is never seen half removed."""
     aside = checkpoint.with_name(f".{checkpoint.name}")
     checkpoint.rename(aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # what a network disk still holds goes when the run next goes on
 
 
-def _progress(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / PROGRESS).read_text())
-
-
-def _check_weights(model, step: int) -> None:
+def _check_weights(model, step: int, standing: str) -> None:
     """End the run, on all processes, if the weights are not finite: they belong in no checkpoint."""
     with GatheredParameters(list(model.parameters())):  # of ZeRO 3, which leaves each process a share
         norm = get_total_norm(model.parameters())
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if not norm.isfinite():
-        end_together(ValueError(f"step {step}: the weights are not finite; the last checkpoint is sound"))
+        end_together(ValueError(f"step {step}: the weights are not finite. {standing}"))
 
 
 def save_model(

@@ -1,5 +1,6 @@
 """What a run would be, checked before it starts: `--dry_run`."""
 
+import logging
 import shutil
 import tempfile
 from dataclasses import replace
@@ -14,7 +15,11 @@ from ..cost import clip_cost, count_parameters, training_memory
 from ..distributed import main_first
 from . import build, loaders, run
 from .accelerator import build_accelerator
+from .checkpoints import refuse_other_setting
+from .integrity import Found, find_checkpoint
 from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 _GIB = 2**30
 
@@ -35,20 +40,23 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
     Raises:
         ValueError, OSError: as `dry_run`.
     """
-    output = _check_output(recipe)
+    found = _check_output(recipe)
     train, val = loaders.load_rows(recipe)
     config = build.build_model(recipe, train, empty=True).config
     loaders.build_transform(recipe, config)
     loaders.check_videos(recipe, config, train, val, accelerator)
     num_videos, total_batch, steps_per_epoch = loaders.count_steps(recipe, train, accelerator.num_processes)
     total_steps = recipe.epochs * steps_per_epoch
+    if found.newest is not None:
+        setting = {"total_batch": total_batch, "steps_per_epoch": steps_per_epoch}
+        refuse_other_setting(found.newest, found.progress, {**setting, "data": loaders.identities_of(train, val)})
     rows = {
         "model": _model(config, recipe),
         "a clip": _clip(config, recipe),
         "total batch": _batch(recipe, total_batch, accelerator),
         "learning rate": _learning_rate(recipe, total_batch, steps_per_epoch),
         "memory": _memory(config, recipe, accelerator),
-        "output": output,
+        "output": _output(recipe, found.newest),
         "checkpoints": _checkpoints(config, recipe),
     }
     return "\n".join(
@@ -67,8 +75,8 @@ def _table(rows: dict) -> list[str]:
     return [f"  {name:<{width}}{value}" for name, value in rows.items()]
 
 
-def _check_output(recipe: Recipe) -> str:
-    """Say what the output folder is, having seen that it can be written and holds no other run."""
+def _check_output(recipe: Recipe) -> Found:
+    """Return the checkpoint that the run would go on from, having seen that its folder can be written and is its own."""
     folder = Path(recipe.output_dir)
     try:
         run.refuse_other_run(recipe)
@@ -76,12 +84,17 @@ def _check_output(recipe: Recipe) -> str:
             pass
     except OSError as error:
         raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    found = Found(None, {}, []) if recipe.overwrite else find_checkpoint(folder / "checkpoints")
+    for path, reason in found.damaged:
+        logger.warning("checkpoint %s is damaged (%s)", path, reason)
+    return found
+
+
+def _output(recipe: Recipe, newest: Path | None) -> str:
+    folder = Path(recipe.output_dir)
     if recipe.overwrite and (folder / "recipe.yaml").exists():
         return f"{folder}, whose run is removed first"
-    if checkpoints:
-        return f"{folder}, whose run goes on from {checkpoints[-1].name}"
-    return f"{folder}, new"
+    return f"{folder}, whose run goes on from {newest.name}" if newest else f"{folder}, new"
 
 
 def _existing(folder: Path) -> Path:

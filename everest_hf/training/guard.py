@@ -35,12 +35,14 @@ class Watch:
     the step after it has been queued; on a CPU at once. So the device always has work, no process runs ahead by more
     than a step, and all of them stop at the same one. `settle` reads what is under way, before anything is saved.
 
-    names_of: row numbers of training videos to names, for the error. With a gradient scaler (fp16) a gradient that is
-    not finite is normal: the scaler leaves that step out.
+    For the error: names_of, row numbers of training videos to names, and standing, a sentence about the checkpoints.
+    With a gradient scaler (fp16) a gradient that is not finite is normal: the scaler leaves that step out.
     """
 
-    def __init__(self, accelerator: Accelerator, names_of: Callable[[list[int]], list[str]]):
-        self.accelerator, self.names_of = accelerator, names_of
+    def __init__(
+        self, accelerator: Accelerator, names_of: Callable[[list[int]], list[str]], standing: Callable[[], str]
+    ):
+        self.accelerator, self.names_of, self.standing = accelerator, names_of, standing
         self.stopping = False
         self.grad_norm = math.nan
         self._asked_to_stop = False
@@ -117,7 +119,7 @@ class Watch:
         names = [name for some in guilty for name in some]
         raise NotFinite(
             f"step {step.number} is not finite: loss {figures['loss']:g}, gradient norm {figures['grad_norm']:g}, "
-            f"learning rate {step.lr:g}; clips of {', '.join(names)}. The last checkpoint is sound; lower base_lr, set "
+            f"learning rate {step.lr:g}; clips of {', '.join(names)}. {self.standing()}; lower base_lr, set "
             "clip_grad, or look at these videos"
         )
 

@@ -22,6 +22,7 @@ from ..data import (
     class_names_of,
     collate,
     head_of,
+    identity_of,
     load_videos,
     name_of,
     share_of_batches,
@@ -63,6 +64,11 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     if not recipe.streaming and PartialState().is_main_process:
         warn_of_shared(train, val, str(recipe.val))
     return train, val
+
+
+def identities_of(train: Dataset | IterableDataset, val: Dataset | None) -> dict[str, dict[str, Any] | None]:
+    """Return what tells the videos of a run from others: a run that goes on must find them as they were."""
+    return {"train": identity_of(train), "val": None if val is None else identity_of(val)}
 
 
 def _source_of(recipe: Recipe, which: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The figures of a run as they come: the log, the trackers, and the bar with a word of advice."""
 
 import json
+import logging
 import math
 import secrets
 import time
@@ -13,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+logger = logging.getLogger(__name__)
+
 LOG = "log.jsonl"
 # What trackers call the run.
 NAME = "tracked_as.txt"
@@ -24,9 +27,23 @@ TOLERATED_WAIT = 0.2
 
 
 def read_log(path: Path) -> list[dict]:
-    """Return the lines of a run's log; a last line that a killed run left unfinished is none."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the lines of a run's log; a last line that a killed run left unfinished is none.
+
+    A line that is garbage is left out, with a warning.
+    """
+    lines = path.read_text(errors="replace").split("\n")
+    return [line for number, text in enumerate(lines[:-1], 1) if (line := _line_of(text, f"{path}:{number}"))]
+
+
+def _line_of(text: str, where: str) -> dict | None:
+    try:
+        line = json.loads(text)
+        if isinstance(line["step"], int):
+            return line
+    except (ValueError, TypeError, KeyError):
+        pass
+    logger.warning("%s is damaged and left out: %.60r", where, text)
+    return None
 
 
 class RunLog:

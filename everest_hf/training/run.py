@@ -89,8 +89,8 @@ def summarise(
     lines = [line for line in log if "loss" in line]
     seconds = sum(line["seconds"] for line in lines)
     rows = {
-        "steps": f"{lines[-1]['step']} in {timedelta(seconds=round(seconds))}",
-        "training loss": f"{lines[0]['loss']:.4f} -> {lines[-1]['loss']:.4f}",
+        "steps": f"{lines[-1]['step']} in {timedelta(seconds=round(seconds))}" if lines else None,
+        "training loss": f"{lines[0]['loss']:.4f} -> {lines[-1]['loss']:.4f}" if lines else None,
         "model": model,
         "best checkpoint": best,
         "log and pictures": recipe.output_dir,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from helpers.commands import PATIENCE, ROOT, SCRIPT, free_port, log_of, train, train_on
+from helpers.forgery import Evil, reseal
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import write_class_folders
 from safetensors.torch import load_file, save_file
@@ -193,6 +195,39 @@ def test_a_sharded_run_goes_on_to_the_same_end(sharded):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_nothing_in_a_sharded_checkpoint_is_executed(place, sharded, tmp_path):
+    """Each of the files that torch.distributed and DeepSpeed read as pickles, forged in turn."""
+    environment, trace = sharding(sharded.name, place), tmp_path / "was executed"
+    forged = {
+        "fsdp2": ["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"],
+        "zero1": ["pytorch_model/mp_rank_00_model_states.pt"],
+        "zero3": ["pytorch_model/zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+    }
+    for number, name in enumerate(forged[sharded.name]):
+        folder = tmp_path / str(number)
+        (folder / "checkpoints").mkdir(parents=True)
+        checkpoint = folder / "checkpoints" / "step-00000002"
+        shutil.copytree(sharded / "checkpoints" / "step-00000002", checkpoint)
+        path = checkpoint / "state" / name
+        assert path.is_file()
+        (torch.save if path.suffix == ".pt" else dump)(Evil(trace), path)
+        reseal(checkpoint)
+        options = ["--batch_size", 2, "--output_dir", folder, *SHARDED]
+        average = ["--ema", 0.5] if environment is FSDP2 else []
+        results = train_on(2, "pretrain.yaml", *options, *average, cwd=place, environment=environment)
+        assert [result.returncode for result in results] == [1, 1], results
+        assert not trace.exists()
+        errors = [line for result in results for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert [
+            error for error in errors if "is not loaded: it holds more than tensors and numbers" in error
+        ] == errors
+        assert len(errors) == 1
+
+
+def dump(value, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
 def test_deepspeed_evaluates_and_accumulates_as_one_process(place):
     alone, folder = place / "finetune_alone", place / "finetune_zero3"
     train("finetune.yaml", "--output_dir", alone, cwd=place).check()
@@ -313,7 +348,7 @@ def test_a_loss_that_is_not_finite_names_its_step(place, pretrained, processes):
 
 def watch_of(lag: int) -> Watch:
     """A watch that reads a step's figures `lag` steps later: 0 on a CPU, 1 on a GPU."""
-    watch = Watch(Accelerator(cpu=True), names_of=lambda indices: [f"clip {i}" for i in indices])
+    watch = Watch(Accelerator(cpu=True), lambda indices: [f"clip {i}" for i in indices], lambda: "All is lost")
     watch._lag = lag
     return watch
 
