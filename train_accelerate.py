@@ -18,12 +18,15 @@ from pathlib import Path
 # Threads that wait for each other on a CPU must sleep, not spin: beside decoding processes, spinning made steps ten
 # times slower. The OpenMP runtime reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Who has started this process, looked up before the seconds that imports take.
+PARENT = os.getppid()
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from everest_hf.data import BadVideos
+from everest_hf.data.workers import naming_lost_workers
 from everest_hf.distributed import main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
 from everest_hf.hub import Uploads
@@ -33,7 +36,7 @@ from everest_hf.training import run as runs
 from everest_hf.training.accelerator import build_accelerator
 from everest_hf.training.checkpoints import Checkpoints, save_final_model
 from everest_hf.training.dry_run import dry_run
-from everest_hf.training.guard import STOPPED, Watch
+from everest_hf.training.guard import INTERRUPTED, STOPPED, Watch, end_with_launcher
 from everest_hf.training.inputs import model_inputs
 from everest_hf.training.optim import averaged
 from everest_hf.training.recipe import Recipe, load_recipe, parse_command_line
@@ -42,6 +45,12 @@ from everest_hf.training.recipe import Recipe, load_recipe, parse_command_line
 def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
     accelerator = build_accelerator(recipe)
+    with runs.hold(Path(recipe.output_dir), accelerator):
+        return train_alone(recipe, accelerator)
+
+
+def train_alone(recipe: Recipe, accelerator: Accelerator) -> dict[str, float]:
+    """Do what `train` does, with the run's folder held."""
     folder = main_first(accelerator, runs.prepare_output, recipe, accelerator)
     log = logging.RunLog(folder / logging.LOG, accelerator)
 
@@ -49,7 +58,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     set_seed(recipe.seed)
     model = main_first(accelerator, build.build_model, recipe, train_rows)
     config, processor = model.config, build.build_processor(recipe, model.config)
-    main_first(accelerator, loaders.check_videos, recipe, config, train_rows, val_rows, accelerator)
+    main_first(accelerator, loaders.check_videos, recipe, config, train_rows, val_rows, accelerator, folder)
     num_videos, total_batch, steps_per_epoch = main_first(
         accelerator, loaders.count_steps, recipe, train_rows, accelerator.num_processes
     )
@@ -158,9 +167,10 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
     rows = main_first(accelerator, loaders.load_held_out, recipe, model.config)
     loader = loaders.build_val_loader(recipe, model.config, rows, *loaders.final_views(recipe))
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    figures = evaluate_model(
-        accelerator, model, loader, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong, folder=folder
-    )
+    with runs.hold(folder, accelerator):
+        figures = evaluate_model(
+            accelerator, model, loader, source=str(recipe.val), count_bad=recipe.count_bad_as_wrong, folder=folder
+        )
     shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
     accelerator.print(f"{len(rows)} videos of {recipe.val}: {shown}\nfiles in {folder}")
     return figures
@@ -168,30 +178,41 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
 
 def run_quickstart(options: dict, state: PartialState) -> None:
     """Write a small set of videos, pre-train on them, fine-tune from that checkpoint, evaluate on held-out videos."""
-    videos = main_first(state, quickstart.write_videos)
-    stages = main_first(state, quickstart.load_stages, videos, options)
-    for recipe in stages.values():
-        train(recipe)
-    if state.is_main_process:
-        print(quickstart.summarise(stages))
+    with runs.hold(quickstart.folder_of(options), state):
+        videos = main_first(state, quickstart.write_videos)
+        stages = main_first(state, quickstart.load_stages, videos, options)
+        for recipe in stages.values():
+            train(recipe)
+        if state.is_main_process:
+            print(quickstart.summarise(stages))
+
+
+def run(path: Path | None, options: dict, state: PartialState) -> None:
+    if path is None and not {"train", "eval_only", "dry_run"} & options.keys():
+        run_quickstart(options, state)
+        return
+    recipe = main_first(state, load_recipe, path, options)
+    for warning in recipe.warnings():
+        state.print(f"warning: {warning}", file=sys.stderr)
+    (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
 
 
 def main() -> None:
     disable_progress_bar()  # those of loading and saving would cut through the run's own
+    end_with_launcher(PARENT)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     try:
         path, options = main_first(state, parse_command_line)
-        if path is None and not {"train", "eval_only", "dry_run"} & options.keys():
-            run_quickstart(options, state)
-        else:
-            recipe = main_first(state, load_recipe, path, options)
-            for warning in recipe.warnings():
-                state.print(f"warning: {warning}", file=sys.stderr)
-            (dry_run if recipe.dry_run else evaluate if recipe.eval_only else train)(recipe)
+        with naming_lost_workers():
+            run(path, options, state)
         state.destroy_process_group()  # whose threads must not outlive the interpreter
     except (ValueError, OSError) as error:
         tell_launcher(f"error: {error}")
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if state.is_main_process:
+            print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ batches (batches.py).
 """
 
 from .batches import BadVideos, collate, share_of_batches
-from .checking import check_readable
+from .checking import Opened, check_readable
 from .clips import (
     MAX_REPLACEMENTS,
     ClipReader,
@@ -38,6 +38,7 @@ __all__ = [
     "BadVideos",
     "ClipReader",
     "EpochSampler",
+    "Opened",
     "StreamedClips",
     "VideoClips",
     "VideoViews",

@@ -1,14 +1,18 @@
 """Videos looked at before anything is trained on them: a glance at a run's, or three frames of every one, with a report."""
 
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from ..video import TIME_LIMIT, VideoError, VideoInfo, probe, read_frames
 from .rows import class_names_of, named, source_of
@@ -19,6 +23,8 @@ logger = logging.getLogger(__name__)
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 # How many kinds of something, or culprits, a line of the report names.
 NAMED = 5
+# Seconds of a check before its progress is shown.
+PROGRESS_AFTER = 5
 
 
 def check_readable(
@@ -29,30 +35,79 @@ def check_readable(
     num_threads: int | None = None,
     backend: str = "auto",
     time_limit: float = TIME_LIMIT,
+    opened: "Opened | None" = None,
 ) -> list[VideoError]:
     """Open the videos of the rows, decode the first frame of each and return one VideoError for each that fails.
 
     Videos of fewer than `frames_needed` frames are named in a warning. At most `sample` videos are opened, evenly
-    spread over the rows; None opens all. backend, time_limit: see `everest_hf.video.open_video`.
+    spread over the rows; None opens all. backend, time_limit: see `everest_hf.video.open_video`. opened: those that
+    were opened before, which are not opened again; what is opened now is added.
     """
     count = len(rows) if sample is None else min(sample, len(rows))
     chosen = [i * len(rows) // count for i in range(count)]
-    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(partial(_try_open, rows, backend=backend, time_limit=time_limit), chosen))
-    opened = [(name, info) for name, info in found if isinstance(info, VideoInfo)]
-    short = [f"{name} ({info.num_frames})" for name, info in opened if info.num_frames < frames_needed]
+    opened = Opened(None) if opened is None else opened
+    look = partial(_try_open, rows, opened, backend=backend, time_limit=time_limit)
+    with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool, opened.adding():
+        shown = tqdm(pool.map(look, chosen), "check", count, unit="video", leave=False, delay=PROGRESS_AFTER)
+        found = [opened.add(*looked) for looked in shown]
+    short = [f"{name} ({frames})" for name, frames in found if isinstance(frames, int) and frames < frames_needed]
     if short:
         what = f"fewer frames than the {frames_needed} that a clip spans; the last one is repeated"
         logger.warning("%s: %s", named(short), what)
-    return [info for _, info in found if isinstance(info, VideoError)]
+    return [frames for _, frames in found if isinstance(frames, VideoError)]
 
 
-def _try_open(rows: Dataset, index: int, **opening) -> tuple[str, VideoInfo | VideoError]:
+def _try_open(
+    rows: Dataset, opened: "Opened", index: int, *, backend: str, **opening
+) -> tuple[str, tuple | None, int | VideoError]:
+    """Return what errors call a row's video, its key, and its frames or why it cannot be read."""
     try:
         arguments = source_of(rows[index]["video"], index)
-        return arguments["name"], probe(**arguments, **opening)
+        key = opened.key_of(arguments["source"], backend)
+        frames = opened.frames.get(key) or probe(**arguments, backend=backend, **opening).num_frames
+        return arguments["name"], key, frames
     except VideoError as error:
-        return error.path, error
+        return error.path, None, error
+
+
+class Opened:
+    """The videos that were opened before, and how many frames each has: by path, size, time of change and decoder.
+
+    path: the file that remembers them, a JSON list a line, or None. What is in no file of its own is not remembered.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.frames: dict[tuple | None, int] = {}
+        self._file: IO[str] | None = None
+        for line in path.read_text(errors="replace").splitlines() if path is not None and path.exists() else ():
+            try:
+                *key, frames = json.loads(line)
+                self.frames[tuple(key)] = int(frames)
+            except (ValueError, TypeError):  # a line that was being written: its video is opened again
+                continue
+
+    @staticmethod
+    def key_of(source: str | bytes, backend: str) -> tuple | None:
+        try:
+            status = os.stat(source) if isinstance(source, str) else None
+        except OSError:  # which opening it will say
+            status = None
+        return status and (source, status.st_size, status.st_mtime_ns, backend)
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Within this, what is added goes to the file."""
+        with nullcontext() if self.path is None else self.path.open("a") as self._file:
+            yield
+
+    def add(self, name: str, key: tuple | None, frames: int | VideoError) -> tuple[str, int | VideoError]:
+        """Remember the frames of a key, if it has one; return the others."""
+        if key is not None and isinstance(frames, int) and self.frames.get(key) != frames:
+            self.frames[key] = frames
+            if self._file is not None:
+                self._file.write(json.dumps([*key, frames]) + "\n")
+        return name, frames
 
 
 # ---------------------------------------------------------------------- every video

@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
+from ..files import held
 from ..video import VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
@@ -77,27 +79,36 @@ def prepare_videos(
     Raises:
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
         OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
+            BlockingIOError: another process prepares videos into `out`.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
-    aside = out / f".partial-{source.name}"
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir(parents=True)
-    try:
+    with _workplace(out, f".partial-{source.name}") as aside:
         prepare = partial(_prepare, targets, aside, encoding)
         results = map_videos(prepare, rows, chosen, workers=workers, description=f"prepare {out}")
         bad = {
             targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
         }
         new_list = _write_list(out / source.name, aside, rows, targets, bad) if _is_list(source) else None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     made, kept = (
         [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
         for which in (MADE, KEPT)
     )
     return Prepared(rows, made, kept, list(bad.values()), new_list)
+
+
+@contextmanager
+def _workplace(out: Path, name: str) -> Iterator[Path]:
+    """Hold the folder `out`, and give one in it for files that grow, which is removed at the end."""
+    with held(out):
+        aside = out / name
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        aside.mkdir()
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_list(source: Path) -> bool:

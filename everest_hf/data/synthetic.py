@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from ..files import held
 from ..video.encoding import write_mp4
 
 # In steps of 45 degrees, anticlockwise from the right; y points down in a frame.
@@ -136,17 +137,24 @@ def write_motion_videos(folder: str | Path, spec: MotionVideos) -> Path:
     The set is written under another name beside the folder, and renamed when it is complete.
 
     Raises:
-        ValueError: the folder holds something else, or cannot be written.
+        ValueError: the folder holds something else, or cannot be written. BlockingIOError: another process writes it.
     """
     folder = Path(folder)
     try:
-        if folder.exists() and any(folder.iterdir()):
-            _refuse_other(folder, spec)
-        else:
-            _write_set(folder, spec)
+        if not _is_there(folder):
+            with held(folder.parent, f".lock-{folder.name}"):
+                if not _is_there(folder):
+                    _write_set(folder, spec)
+        _refuse_other(folder, spec)
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}") from error
     return folder
+
+
+def _is_there(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 def _manifest(spec: MotionVideos) -> str:

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..video import TIME_LIMIT, VideoError
@@ -55,6 +55,7 @@ def keep_freed_memory(worker: int = 0) -> None:
 def start_worker(worker: int) -> None:
     """Prepare a process of a training run's DataLoader: its `worker_init_fn`."""
     keep_freed_memory(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends this one
     _outlive_sigterm()
 
 
@@ -71,14 +72,15 @@ def _end_when_parent_says() -> None:
     os._exit(0)
 
 
-def batches_of(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Yield the batches of a loader.
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Say in one line that a process of a DataLoader was killed: PyTorch raises that wherever the main thread is then.
 
     Raises:
         OSError: a process that decodes was killed.
     """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..configuration_everest import EverestConfig, check_keep_ratio, problem_type_of
 from ..cost import clip_cost
 from ..data import VideoViews, collate, transforms
-from ..data.workers import batches_of, keep_freed_memory, num_cores
+from ..data.workers import keep_freed_memory, naming_lost_workers, num_cores
 from ..files import write_whole
 from ..modeling_everest import EverestForVideoClassification
 from ..visualize import draw_keep_ratios
@@ -131,8 +131,8 @@ def _answer(
     labels: list[torch.Tensor] = []
     index: list[int] = []
     bad: list[tuple[str, str]] = []
-    with tqdm(total=len(views), desc="tune-keep-ratio", unit="video") as bar:
-        for batch in batches_of(loader):
+    with tqdm(total=len(views), desc="tune-keep-ratio", unit="video") as bar, naming_lost_workers():
+        for batch in loader:
             readable, (size, num_views) = ~batch["unreadable"], batch["pixel_values"].shape[:2]
             pixel_values = _pixel_values(model, batch["pixel_values"].flatten(0, 1))
             for ratio in ratios:

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from ..data import VideoViews, class_names_of, collate, transforms
 from ..data.rows import paths_of
-from ..data.workers import batches_of, keep_freed_memory, num_cores
+from ..data.workers import keep_freed_memory, naming_lost_workers, num_cores
+from ..files import held
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
 
@@ -86,22 +87,24 @@ def embed_videos(
     Raises:
         ValueError: the suffix is unknown, or the parts beside `out` belong to another model, other videos or settings.
         FileExistsError: `out` is there already.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written. BlockingIOError: another process writes the same file.
     """
     out, rows = Path(out), views.rows
     write = writer_of(out)
     if out.exists():
         raise FileExistsError(f"{out}: is there already; remove it, or choose another file")
     settings = {**views.sampling, "num_crops": views.num_crops, "keep_ratio": keep_ratio or model.config.keep_ratio}
-    parts = _open_parts(out, {"model": _digest_of_model(model), "rows": _digest_of_rows(rows), **settings})
-    batches = _missing_batches(len(rows), parts, batch_size)
-    _embed_batches(batches, views, num_workers or num_cores(), parts, feature_function(model, keep_ratio), model)
-    features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
-    about = {"model": model.name_or_path, **settings}
-    about = {key: json.dumps(value) for key, value in about.items()}
-    _write_whole(parts / out.name, lambda growing: write(growing, features, rows, about))
-    os.replace(parts / out.name, out)
-    shutil.rmtree(parts)
+    parts = out.with_name(f".partial-{out.name}")
+    with held(parts):
+        _open_parts(parts, {"model": _digest_of_model(model), "rows": _digest_of_rows(rows), **settings})
+        batches = _missing_batches(len(rows), parts, batch_size)
+        _embed_batches(batches, views, num_workers or num_cores(), parts, feature_function(model, keep_ratio), model)
+        features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
+        about = {"model": model.name_or_path, **settings}
+        about = {key: json.dumps(value) for key, value in about.items()}
+        _write_whole(parts / out.name, lambda growing: write(growing, features, rows, about))
+        os.replace(parts / out.name, out)
+        shutil.rmtree(parts)
     return [VideoError(path, reason) for path, reason in features.bad]
 
 
@@ -130,8 +133,8 @@ def _embed_batches(
     )
     num_rows, done = len(views), len(views) - sum(map(len, batches))
     found = []
-    with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar:
-        for batch in batches_of(loader):
+    with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar, naming_lost_workers():
+        for batch in loader:
             found.append(_features_of(batch, model, function))
             bar.update(len(batch["index"]))
             following = int(batch["index"][-1]) + 1
@@ -150,9 +153,8 @@ def _features_of(batch: dict[str, Any], model: EverestPreTrainedModel, function:
 # ---------------------------------------------------------------------- parts
 
 
-def _open_parts(out: Path, description: dict[str, Any]) -> Path:
-    """Return the folder of the parts, new or of a run of the same description that was interrupted."""
-    folder = out.with_name(f".partial-{out.name}")
+def _open_parts(folder: Path, description: dict[str, Any]) -> None:
+    """See that the folder of the parts is new, or of a run of the same description that was interrupted."""
     path = folder / DESCRIPTION
     if path.is_file():
         try:
@@ -166,9 +168,7 @@ def _open_parts(out: Path, description: dict[str, Any]) -> Path:
                 "remove it, or choose another output"
             )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         _write_whole(path, lambda growing: growing.write_text(json.dumps(description)))
-    return folder
 
 
 def _part_of(parts: Path, row: int) -> Path:

@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from ..configuration_everest import EverestConfig
 from ..cost import clip_cost, count_parameters, training_memory
 from ..distributed import main_first
+from ..files import LOCK, held
 from . import build, loaders, run
 from .accelerator import build_accelerator
 from .checkpoints import refuse_other_setting
@@ -82,6 +83,11 @@ def _check_output(recipe: Recipe) -> Found:
         run.refuse_other_run(recipe)
         with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
+        if (folder / LOCK).exists():
+            with held(folder):
+                pass
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
     found = Found(None, {}, []) if recipe.overwrite else find_checkpoint(folder / "checkpoints")

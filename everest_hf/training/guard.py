@@ -1,7 +1,10 @@
 """Between steps: is the run sound, and is it asked to stop? All processes get the same answer at the same step."""
 
 import math
+import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,10 +13,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-# Exit code of a run that SIGTERM stopped: 128 + 15, as the shell counts.
-STOPPED = 128 + signal.SIGTERM
+# Exit codes of a run that SIGTERM or Ctrl-C ended: 128 and the signal, as the shell counts.
+STOPPED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 # The figures of a step, in the order in which they travel.
 _FIGURES = ("loss", "stop", "own_loss", "grad_norm")
+
+
+def end_with_launcher(launcher: int) -> None:
+    """Let the end of the launcher, the parent process, count as SIGTERM to this one, if there is a launcher.
+
+    `accelerate launch` for one process passes no signal on: its end alone would leave the run to itself, unseen.
+    """
+    if {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # which launchers always set
+        threading.Thread(target=_end_after, args=(launcher,), daemon=True).start()
+
+
+def _end_after(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class NotFinite(ValueError):

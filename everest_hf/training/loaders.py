@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..configuration_everest import EverestConfig, problem_type_of
 from ..data import (
     BadVideos,
     EpochSampler,
+    Opened,
     StreamedClips,
     VideoClips,
     VideoViews,
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # Videos of a stream that are opened before anything is trained.
 HEAD = 8
+# The file that remembers which videos a run has opened to see whether they can be read.
+OPENED = "opened_videos.jsonl"
 
 
 def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
@@ -92,11 +96,17 @@ def load_held_out(recipe: Recipe, config: EverestConfig) -> Dataset:
 
 
 def check_videos(
-    recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, accelerator: Accelerator
+    recipe: Recipe,
+    config: EverestConfig,
+    train: Dataset,
+    val: Dataset | None,
+    accelerator: Accelerator,
+    folder: Path | None = None,
 ) -> None:
     """Open the videos before anything is trained, of a large training set a sample, of a stream the first.
 
-    Those that cannot be read or are too short are named in warnings. Only the main process does all this.
+    Those that cannot be read or are too short are named in warnings. Only the main process does all this. folder: that
+    of the run, in which a file remembers what was opened, so that a run that goes on opens what is new.
 
     Raises:
         ValueError: more training videos than max_bad_fraction, or, without count_bad_as_wrong, any of validation
@@ -109,7 +119,8 @@ def check_videos(
     train_share = recipe.max_bad_fraction
     if recipe.streaming:
         train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
-    options = {"frames_needed": needed, **opening_of(recipe)}
+    opened = Opened(None if folder is None else folder / OPENED)
+    options = {"frames_needed": needed, "opened": opened, **opening_of(recipe)}
     found = [(recipe.train, train, train_share, check_readable(train, **options))]
     if val is not None:  # all of it: one that is found at the end would cost the whole run
         found.append((recipe.val, val, bad_share, check_readable(val, sample=None, **options)))

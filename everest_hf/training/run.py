@@ -1,6 +1,8 @@
 """A run as people see it: its folder, what it says at its start and at its end, and its pictures."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,15 +12,39 @@ from datasets import Dataset, IterableDataset
 
 from ..configuration_everest import EverestConfig
 from ..data import BadVideos, VideoViews, head_of, transforms
+from ..distributed import main_first
 from ..evaluation.report import REPORT
+from ..files import held
 from ..visualize import draw_curves, draw_kept_tokens, take_slots
 from .build import MODEL_CLASSES
-from .loaders import HEAD, sampling_of
+from .loaders import HEAD, OPENED, sampling_of
 from .logging import LOG, NAME
 from .recipe import Recipe, load_recipe
 
 # The list of the training videos that could not be read.
 BAD_VIDEOS = "bad_videos.txt"
+
+
+@contextmanager
+def hold(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the folder of a run for it alone: its main process does. Every process calls it.
+
+    Raises:
+        BlockingIOError, ValueError: another run is in it, or it cannot be made. The others end.
+    """
+    with ExitStack() as stack:
+        main_first(accelerator, _hold_on_main, folder, accelerator, stack)
+        yield
+
+
+def _hold_on_main(folder: Path, accelerator: Accelerator, stack: ExitStack) -> None:
+    if accelerator.is_main_process:
+        try:
+            stack.enter_context(held(folder))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ValueError(f"output_dir {folder}: {error.strerror or error}") from error
 
 
 def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
@@ -43,7 +69,7 @@ def prepare_output(recipe: Recipe, accelerator: Accelerator) -> Path:
 def _remove_run(folder: Path) -> None:
     for name in ("checkpoints", "model", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", LOG, NAME, BAD_VIDEOS, *REPORT):
+    for name in ("recipe.yaml", LOG, NAME, BAD_VIDEOS, OPENED, *REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from helpers.videos import bad_files, real_clips, write_clip, write_list
 
 from everest_hf import cli
+from everest_hf.data import Opened, check_readable, load_videos
 from everest_hf.data import checking as check
-from everest_hf.data import load_videos
 from everest_hf.data.checking import as_text, check_videos, summarize
 from everest_hf.video import VideoError, VideoInfo
 
@@ -158,3 +158,43 @@ def test_nothing_readable_is_no_crash(tmp_path, capsys):
     assert "1 videos, 0 readable, 1 unreadable" in capsys.readouterr().out
     assert cli.main(["check-data", str(tmp_path / "no.txt")]) == 1
     assert capsys.readouterr().err.startswith(f"everest-hf: error: {tmp_path}/no.txt: no such ")
+
+
+# ---------------------------------------------------------------------- a glance at a run's videos
+
+
+def test_what_was_opened_is_not_opened_again_until_it_changes(tmp_path):
+    """What is in the file is another matter as long as size and time of change are the same."""
+    path, memory = write_clip(tmp_path / "a.mp4", 12, 48, 80), tmp_path / "opened.jsonl"
+    rows = Dataset.from_dict({"video": [str(path), str(tmp_path / "missing.mp4")]})
+    for _ in range(2):
+        (error,) = check_readable(rows, opened=Opened(memory))
+        assert error.path == str(tmp_path / "missing.mp4")
+    (line,) = memory.read_text().splitlines()
+    assert json.loads(line)[0] == str(path)
+    assert json.loads(line)[-1] == 12
+    status = path.stat()
+    path.write_bytes(b"x" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with memory.open("a") as file:
+        file.write("[" + '"half a line')
+    assert len(check_readable(rows, opened=Opened(memory))) == 1
+    assert len(check_readable(rows, opened=Opened(memory), backend="pyav")) == 2  # which has not opened it
+    os.utime(path)
+    assert len(check_readable(rows, opened=Opened(memory))) == 2
+
+
+def test_short_videos_that_were_opened_before_are_named_again(tmp_path, caplog):
+    path, memory = write_clip(tmp_path / "a.mp4", 12, 48, 80), tmp_path / "opened.jsonl"
+    rows = Dataset.from_dict({"video": [str(path)]})
+    for _ in range(2):
+        assert check_readable(rows, opened=Opened(memory), frames_needed=13) == []
+        assert f"{path} (12): fewer frames than the 13" in caplog.text
+        caplog.clear()
+
+
+def test_a_check_that_takes_long_has_a_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "PROGRESS_AFTER", 0)
+    rows = Dataset.from_dict({"video": [str(write_clip(tmp_path / "a.mp4", 12, 48, 80))] * 2})
+    assert check_readable(rows, sample=None) == []
+    assert "check:" in capsys.readouterr().err

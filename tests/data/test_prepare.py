@@ -352,6 +352,17 @@ def test_an_interrupted_run_goes_on(source, tmp_path, capfd, how):
     assert done.new_list.read_text() == source.read_text()
 
 
+def test_two_into_one_folder_at_once(source, tmp_path, capfd):
+    out = tmp_path / "out"
+    first = start("prepare", source, out, "--workers", 1)
+    wait_until(lambda: len(list(out.glob("*.mp4"))) >= 1)
+    assert cli.main(["prepare", str(source), str(out)]) == 1
+    assert f"error: {out} is in use by process {first.pid} on " in capfd.readouterr().err
+    first.kill()
+    first.join(PATIENCE)
+    assert cli.main(["prepare", str(source), str(out)]) == 0
+
+
 def test_what_was_made_of_another_file_or_in_another_way_is_made_anew(tmp_path):
     for name in "abc":
         write_clip(tmp_path / "in" / f"{name}.mp4", 12)

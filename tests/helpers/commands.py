@@ -102,10 +102,10 @@ class Run:
         assert result.returncode == -signal.SIGKILL, f"it ended before {path} was there: {result.stderr[-3000:]}"
         return result
 
-    def terminate_when(self, condition: Callable[[], bool]) -> Result:
-        """Send SIGTERM to the process and those that it has started, as schedulers do, once a condition holds."""
+    def terminate_when(self, condition: Callable[[], bool], how: int = signal.SIGTERM) -> Result:
+        """Send a signal to the process and those that it has started, as schedulers do, once a condition holds."""
         self.wait_until(condition)
-        os.killpg(self.process.pid, signal.SIGTERM)
+        os.killpg(self.process.pid, how)
         return self.wait()
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -142,6 +142,7 @@ def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict,
     multiprocessing.set_start_method("fork", force=True)  # that of the data loader's workers, as in a plain process
     import train_accelerate
 
+    train_accelerate.PARENT = os.getppid()
     train_accelerate.main()
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel, EverestVideoProcessor, cli
 from everest_hf.data import VideoViews, class_names_of, load_videos
 from everest_hf.data.transforms import normalize
+from everest_hf.files import held
 from everest_hf.inference import embed as module
 
 PATIENCE = 120
@@ -234,6 +235,17 @@ def test_a_truncated_part_is_made_again(checkpoints, videos, tmp_path, capfd, ca
     assert run(*command) == 0
     assert f"{part} is damaged" in caplog.text
     assert read(out)[0]["index"].tolist() == list(range(6))
+
+
+def test_two_of_the_same_output_at_once(checkpoints, videos, tmp_path, capfd):
+    parts = tmp_path / ".partial-out.safetensors"
+    command = ["embed", videos, tmp_path / "out.safetensors", "--model", checkpoints["classifier"]]
+    with held(parts):
+        second = fork(lambda: run(*command))
+        second.join(PATIENCE)
+    assert second.exitcode == 1
+    assert f"error: {parts} is in use by process {os.getpid()} on " in capfd.readouterr().err.splitlines()[-1]
+    assert run(*command) == 0
 
 
 def test_a_damaged_description_of_parts_is_said(checkpoints, videos, tmp_path, capfd):

@@ -1,15 +1,25 @@
 """Runs that are killed, stopped or cannot write, and go on: to the bit as if nothing had happened."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
-from helpers.commands import Run, log_of, start_ranks, train, train_on
+from helpers.commands import PATIENCE, ROOT, SCRIPT, Run, log_of, start_ranks, train, train_on
 from helpers.tiny import TINY
-from helpers.videos import write_class_folders
+from helpers.videos import write_class_folders, write_list
 from safetensors.torch import load_file
+
+from everest_hf.files import held
 
 CLASSES = ("left", "right", "up")
 MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
@@ -91,6 +101,7 @@ def test_what_a_steady_run_leaves(steady):
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 0), (6, 1), (9, 2), (12, 2)]
     result, last = load_file(steady / "model/model.safetensors"), load_file(newest(steady) / "state/model.safetensors")
     assert not all(torch.equal(result[name], last[name]) for name in last)  # the average is not the weights
+    assert len((steady / "opened_videos.jsonl").read_text().splitlines()) == 12  # of train and val
     kept = load_file(newest(steady) / "model.safetensors")
     assert all(torch.equal(result[name], kept[name]) for name in result)
 
@@ -141,6 +152,91 @@ def test_two_processes_go_on_after_sigterm_to_one_of_them(place):
     for result in train_on(2, *arguments, "--output_dir", folder, cwd=place):
         result.check()
     assert_same_end(folder, steady)
+
+
+LONG = ["--epochs", 300, "--save_every", 100]
+
+
+def test_the_end_of_the_launcher_counts_as_sigterm(place):
+    """As Docker, Kubernetes and systemd send it: to the launcher alone, which passes nothing on."""
+    folder = place / "launched"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1", SCRIPT]
+    command += ["pretrain.yaml", "--output_dir", folder, *LONG]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen(
+        list(map(str, command)), cwd=place, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(has_logged(folder, 3))
+        launcher.terminate()
+        out, _ = launcher.communicate(timeout=PATIENCE)  # until nothing has this end of the pipe any more
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    step = steps_of(folder)[-1]
+    assert f"stopped by SIGTERM after step {step}; the same command goes on from there" in out
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_is_one_line(place):
+    folder = place / "interrupted"
+    result = Run("pretrain.yaml", "--output_dir", folder, *LONG, cwd=place).terminate_when(
+        has_logged(folder, 3), signal.SIGINT
+    )
+    assert result.returncode == 130
+    wanted = "interrupted; the same command goes on from the last checkpoint, if there is one"
+    assert result.stderr.splitlines()[-1] == wanted
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_decoding_process_that_is_killed_is_one_line(place, steady, evaluates):
+    """A kernel without memory kills the largest process, which may be one of those."""
+    folder = place / f"starved_{evaluates}"
+    options = LONG
+    if evaluates:
+        videos = sorted((place / "videos" / "train").rglob("*.mp4"))
+        write_list(place / "many.txt", [(video,) for video in videos * 200])
+        options = ["--eval_only", "--model", steady / "model", "--val", "many.txt"]
+    run = Run("pretrain.yaml", "--output_dir", folder, *options, cwd=place)
+    decoders = psutil.Process(run.process.pid).children
+    run.wait_until(decoders if evaluates else has_logged(folder, 3))
+    decoders()[0].kill()
+    result = run.wait()
+    assert result.returncode == 1
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert error.startswith("error: a process that decodes was killed, for want of memory or by a damaged video;")
+    assert "Traceback" not in result.stderr
+
+
+def test_two_runs_in_one_folder(place):
+    """The second one names the first, and goes on as soon as that was killed."""
+    folder = place / "shared"
+    first = Run("pretrain.yaml", "--output_dir", folder, *LONG, cwd=place)
+    first.wait_until(has_logged(folder, 3))
+    for options in ([], ["--overwrite"], ["--dry_run"]):
+        second = train("pretrain.yaml", "--output_dir", folder, *LONG, *options, cwd=place)
+        assert second.returncode == 1
+        (error,) = [line for line in second.stderr.splitlines() if line.startswith("error")]
+        assert error.startswith(f"error: {folder} is in use by process {first.process.pid} on {socket.gethostname()};")
+    first.process.kill()
+    first.wait()
+    train("pretrain.yaml", "--output_dir", folder, "--overwrite", "--epochs", 1, cwd=place).check()
+    assert not (folder / ".lock").exists()
+
+
+def test_two_quickstarts_in_one_folder(place):
+    with held(place / "quick"):
+        second = train("--output_dir", place / "quick", cwd=place)
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith(
+        f"error: {place / 'quick'} is in use by process {os.getpid()} on "
+    )
 
 
 # ------------------------------------------------------------------------------------------- what stays, what is refused
