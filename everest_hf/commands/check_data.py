@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from .options import PROGRAM, add_command, add_source_options, check_counts, source_options
+from .options import PROGRAM, add_command, add_source_options, check_counts, decoding_options, source_options
 
 
 def add_parser(commands) -> None:
@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
     from ..data.checking import as_text, check_videos, summarize
 
     check_counts(args, "workers", "min_videos", "clip_frames")
+    decoding = decoding_options(args)
     rows = load_videos(args.source, labels_required=False, check_files=False, **source_options(args))
-    found = check_videos(rows, workers=args.workers)
+    found = check_videos(rows, workers=args.workers, **decoding)
     summary = summarize(rows, found, clip_frames=args.clip_frames or default_clip_frames(), min_videos=args.min_videos)
     print(json.dumps(summary, ensure_ascii=False) if args.json else as_text(summary))
     return 1 if summary["unreadable"] else 0

@@ -11,6 +11,7 @@ from .options import (
     add_views_option,
     check_counts,
     check_inputs,
+    decoding_options,
     print_error,
     source_options,
 )
@@ -40,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
     check_counts(args, "workers", "batch_size")
     writer_of(Path(args.out))
     check_inputs([], args.keep_ratio)
+    decoding = decoding_options(args)
     rows = load_videos(args.source, labels_required=False, **source_options(args))
     name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING, inference.FEATURES)
     model, processor = inference.load_encoder(name)
-    views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True)
+    views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
     bad = embed_videos(
         model, views, args.out, keep_ratio=args.keep_ratio, batch_size=args.batch_size, num_workers=args.workers
     )

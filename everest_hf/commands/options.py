@@ -42,6 +42,29 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
     parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
+    add_decoding_options(parser)
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decode-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="after which a decoder counts as hung (0: never) [60]",
+    )
+
+
+def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how videos are opened, as arguments of `everest_hf.video.open_video`.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    if args.decode_timeout is None:
+        return {}
+    if not 0 <= args.decode_timeout < float("inf"):
+        raise ValueError(f"--decode-timeout is {args.decode_timeout:g}; it must be 0 or more")
+    return {"time_limit": args.decode_timeout}
 
 
 def add_views_option(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,15 @@
 
 import argparse
 
-from .options import PROGRAM, add_command, add_source_options, check_counts, print_error, source_options
+from .options import (
+    PROGRAM,
+    add_command,
+    add_source_options,
+    check_counts,
+    decoding_options,
+    print_error,
+    source_options,
+)
 
 # Videos that are read before and after their preparation, to tell what it gains.
 GAIN_SAMPLE = 8
@@ -30,9 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_counts(args, "workers")
     chosen = {name: getattr(args, name) for name in ("short_side", "gop", "crf") if getattr(args, name) is not None}
-    done = prepare_videos(
-        args.source, args.out, encoding=Encoding(**chosen), workers=args.workers, **source_options(args)
-    )
+    options = {**decoding_options(args), **source_options(args)}
+    done = prepare_videos(args.source, args.out, encoding=Encoding(**chosen), workers=args.workers, **options)
     for error in done.bad:
         print_error(error)
     print(f"{args.out}: {len(done.made)} videos written, {len(done.kept)} there already, {len(done.bad)} unreadable")

@@ -11,6 +11,7 @@ from .options import (
     add_source_options,
     add_views_option,
     check_counts,
+    decoding_options,
     print_error,
     source_options,
 )
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.loading import loaded, model_folder
 
     check_counts(args, "workers", "batch_size")
+    decoding = decoding_options(args)
     name = str(model_folder(args.checkpoint))
     inference.check_classifier(name)
     config = loaded(name, EverestConfig.from_pretrained, name)
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     rows = load_videos(args.source, class_names=names, **source_options(args))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
-    views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True)
+    views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
     found = keep_ratio.tune_keep_ratio(model, views, batch_size=args.batch_size, num_workers=args.workers, **chosen)
     summary = {"source": args.source, **found}
     files = keep_ratio.write_report(Path(args.out), summary)

@@ -113,13 +113,17 @@ class Opened:
 # ---------------------------------------------------------------------- every video
 
 
-def check_videos(rows: Dataset, *, workers: int | None = None) -> list[VideoInfo | VideoError]:
+def check_videos(
+    rows: Dataset, *, workers: int | None = None, time_limit: float = TIME_LIMIT
+) -> list[VideoInfo | VideoError]:
     """Decode the first, the middle and the last frame of every video; return what each is, or why it cannot be read.
 
-    `workers` processes decode, by default one a core. A video on which the decoder crashes or hangs costs its process
-    and nothing else.
+    `workers` processes decode, by default one a core. A video on which the decoder crashes, or hangs for `time_limit`
+    seconds (0: no limit), costs its process and nothing else.
     """
-    return map_videos(_check_video, rows, range(len(rows)), workers=workers, description="check")
+    return map_videos(
+        _check_video, rows, range(len(rows)), workers=workers, time_limit=time_limit, description="check"
+    )
 
 
 def _check_video(row: int, source: str | bytes, name: str, alive: Callable[[], None]) -> VideoInfo:

@@ -18,7 +18,7 @@ from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
 from ..files import held
-from ..video import VideoError, frame_indices, read_clip
+from ..video import TIME_LIMIT, VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
 from ..video_reading_everest import open_container
@@ -60,6 +60,7 @@ def prepare_videos(
     *,
     encoding: Encoding = DEFAULT_ENCODING,
     workers: int | None = None,
+    time_limit: float = TIME_LIMIT,
     split: str | None = None,
     **options,
 ) -> Prepared:
@@ -74,7 +75,8 @@ def prepare_videos(
 
     A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
     function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
-    missing in the list. `workers` processes run at a time, by default one a core.
+    missing in the list. `workers` processes run at a time, by default one a core; time_limit: seconds after which one
+    that decodes no further frame counts as hung (0: never).
 
     Raises:
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
@@ -86,7 +88,9 @@ def prepare_videos(
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     with _workplace(out, f".partial-{source.name}") as aside:
         prepare = partial(_prepare, targets, aside, encoding)
-        results = map_videos(prepare, rows, chosen, workers=workers, description=f"prepare {out}")
+        results = map_videos(
+            prepare, rows, chosen, workers=workers, time_limit=time_limit, description=f"prepare {out}"
+        )
         bad = {
             targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
         }

@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -106,8 +107,8 @@ def run_in_processes(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (i, function(items[i], alive)) as the results come, or (i, LostProcess) where its process was lost.
 
-    `workers` processes run at a time, by default one a core. One that is silent for `patience` seconds counts as hung;
-    a call that may take longer calls alive() in between. An exception of the function ends all processes and is raised here.
+    `workers` processes run at a time, by default one a core. One that is silent for `patience` seconds (0: for ever)
+    counts as hung; a call that may take longer calls alive() in between. An exception of the function ends all processes and is raised here.
     """
     todo = iter(enumerate(items))
     idle: list[_Worker] = []
@@ -142,14 +143,15 @@ def map_videos(
     chosen: Sequence[int],
     *,
     workers: int | None = None,
+    time_limit: float = TIME_LIMIT,
     description: str,
 ) -> list[Any]:
     """Return function(row, source, name, alive) for each chosen row, or the VideoError that it raises, in their order.
 
     source is the path or the bytes of the row's video, name what errors call it. A lost process is a VideoError too.
-    A progress bar has the `description`. Other arguments as in `run_in_processes`.
+    A progress bar has the `description`. time_limit: the patience of `run_in_processes`, which `workers` is of too.
     """
-    results = run_in_processes(partial(_call, function, rows), chosen, workers=workers)
+    results = run_in_processes(partial(_call, function, rows), chosen, workers=workers, patience=time_limit)
     found = dict(tqdm(results, total=len(chosen), desc=description, unit="video"))
     return [
         VideoError(video_of(rows, row)[1], str(found[i])) if isinstance(found[i], LostProcess) else found[i]
@@ -187,7 +189,7 @@ class _Worker:
         """Return the result if there is one, LostProcess if there will be none, otherwise _GOING_ON."""
         try:
             if not self.connection.poll():
-                is_hung = time.monotonic() - self.heard > patience
+                is_hung = 0 < patience < time.monotonic() - self.heard
                 return LostProcess(f"no answer for {patience:g} s") if is_hung else _GOING_ON
             kind, value = self.connection.recv()
         except (EOFError, OSError):
@@ -214,6 +216,7 @@ def _serve(function: Callable, connection: Connection) -> None:
     # What a decoder prints would tear the progress bar, and comes back as a reason.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     keep_freed_memory()
+    torch.set_num_threads(1)  # a fork has lost the threads of its parent's torch, and would wait for them for ever
     said = 0.0
 
     def alive() -> None:

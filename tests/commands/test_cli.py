@@ -532,6 +532,27 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
     assert "error: " in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", ["check-data", "prepare", "embed", "tune-keep-ratio"])
+def test_a_time_limit_below_0_is_refused(command, finetuned, tmp_path, capsys):
+    arguments = [tmp_path] if command == "check-data" else [tmp_path, tmp_path / "out.parquet"]
+    assert_refused(
+        capsys, command, *arguments, "--decode-timeout", -1, culprit="--decode-timeout is -1; it must be 0 or "
+    )
+
+
+@pytest.mark.parametrize("command", ["embed", "tune-keep-ratio"])
+def test_time_limits_reach_the_decoder(command, clip, finetuned, tmp_path, capsys):
+    """A limit that no decoder can keep makes a sound video unreadable."""
+    videos = write_list(tmp_path / "list.txt", [(clip, 0)])
+    arguments = {
+        "embed": [videos, tmp_path / "out.safetensors", "--model", finetuned],
+        "tune-keep-ratio": [finetuned, videos, "--out", tmp_path / "report", "--ratios", 0.5, 1],
+    }[command]
+    code, out, err = run(capsys, command, *arguments, "--decode-timeout", 1e-6)
+    assert code == 1
+    assert "took longer than 1e-06 s" in out + err
+
+
 def run_entry(*arguments, then: str = "") -> subprocess.CompletedProcess:
     """Run what the installed script runs, in a process of its own, and `then` a program before it ends."""
     setup = configparser.ConfigParser()

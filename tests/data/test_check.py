@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import time
 
 import pytest
+import torch
 from datasets import Dataset
+from helpers.commands import fork
 from helpers.videos import bad_files, real_clips, write_clip, write_list
 
 from everest_hf import cli
@@ -112,6 +115,37 @@ def test_a_video_on_which_the_decoder_crashes_is_named_and_the_others_are_checke
     kinds = [type(result) for result in found]
     assert kinds == [VideoInfo, VideoInfo, VideoError, VideoInfo, *[VideoError] * 4]
     assert str(found[2]) == f"{source.parent}/vp9.webm: the process that worked on it crashed (SIGKILL)"
+
+
+def test_sound_videos_are_readable_after_torch_has_run_in_the_process(tmp_path):
+    """As in a notebook. The threads of torch are not in the processes that are forked from it."""
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.mp4", 12, 320, 144)  # a width for which frames are put together by torch
+    rows = load_videos(tmp_path, labels_required=False)
+
+    def check_after_torch() -> int:
+        torch.set_num_threads(2)
+        torch.ones(2**22).sum()
+        return sum(isinstance(result, VideoError) for result in check_videos(rows, workers=1, time_limit=10))
+
+    process = fork(check_after_torch)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_decoder_may_be_given_less_time(source, capsys, monkeypatch):
+    probe = check.probe
+
+    def hang_on_webm(path, **kwargs):
+        if path.endswith(".webm"):
+            time.sleep(600)
+        return probe(path, **kwargs)
+
+    monkeypatch.setattr(check, "probe", hang_on_webm)
+    assert cli.main(["check-data", str(source), "--json", "--decode-timeout", "3"]) == 1
+    unreadable = {bad["video"]: bad["reason"] for bad in json.loads(capsys.readouterr().out)["unreadable"]}
+    assert unreadable.pop(f"{source.parent}/vp9.webm") == "no answer for 3 s"
+    assert len(unreadable) == 4
 
 
 def test_all_three_frames_are_decoded(source, monkeypatch):

@@ -26,6 +26,7 @@ from helpers.videos import write_video as write
 
 from everest_hf import cli
 from everest_hf.data import class_names_of, load_videos
+from everest_hf.data import prepare as module
 from everest_hf.data.prepare import Encoding, measure_gain, prepare_videos
 from everest_hf.video import probe, read_frames
 
@@ -299,6 +300,22 @@ def test_wrong_values_and_sources_are_named(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------------------------- interrupted
+
+
+def test_a_decoder_that_hangs_costs_its_video(tmp_path, capsys, monkeypatch):
+    for name in "ab":
+        write_clip(tmp_path / "in" / f"{name}.mp4", 12)
+    frames = module.even_frames
+
+    def hang_on_a(source, name):
+        if name.endswith("a.mp4"):
+            time.sleep(600)
+        return frames(source, name)
+
+    monkeypatch.setattr(module, "even_frames", hang_on_a)  # in the processes too: they are forked
+    assert cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--decode-timeout", "3"]) == 1
+    assert f"error: {tmp_path}/in/a.mp4: no answer for 3 s\n" in capsys.readouterr().err
+    assert names_below(tmp_path / "out") == ["b.mp4"]
 
 
 def start(*arguments, limit: int | None = None) -> multiprocessing.Process:
