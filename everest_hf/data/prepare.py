@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +28,8 @@ from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos, video_of
 
 SUFFIX = ".mp4"
+# Bytes that the name of a file or folder may have on all common file systems.
+LONGEST_NAME = 255
 MADE, KEPT = "made", "kept"
 
 
@@ -125,7 +127,7 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
         rows = load_videos(source, split=split, labels_required=False, **options)
         if "label" not in rows.column_names:
             _refuse_several_labels(source, arguments, split, **options)
-        return rows, [out / name for name in _numbered(rows)]
+        return rows, [out / name for name in _numbered(rows, source)]
     if source.is_dir():
         if out.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
@@ -145,6 +147,7 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
     targets = [out / _renamed(name) for name in names]
     _refuse_overwriting(base.resolve(), names, out.resolve())
     _refuse_same_name(videos, targets)
+    _refuse_long_names(videos, targets)
     return rows, targets
 
 
@@ -165,11 +168,33 @@ def _refuse_several_labels(
         )
 
 
-def _numbered(rows: Dataset) -> list[str]:
+def _numbered(rows: Dataset, source: Path) -> list[str]:
     """Return a name for each row of a data set: its number, below the name of its class."""
     labels = _label_texts(rows)
-    folders = ["" if label is None else f"{label.replace('/', '_')}/" for label in labels]
-    return [f"{folder}{row:08d}{SUFFIX}" for row, folder in enumerate(folders)]
+    folders = _folders_of({label for label in labels if label is not None}, source)
+    return [f"{folders.get(label, '')}{row:08d}{SUFFIX}" for row, label in enumerate(labels)]
+
+
+def _folders_of(classes: Iterable[str], source: Path) -> dict[str | None, str]:
+    """Return the folder of each class, "name/"; a "/" in a name becomes "_".
+
+    Raises:
+        ValueError: a folder cannot have the name, would be left out when it is read, or would be that of two classes.
+    """
+    class_of_folder: dict[str, str] = {}
+    for name in sorted(classes):
+        folder = name.replace("/", "_")
+        if not folder or folder.startswith(".") or "\0" in folder or len(os.fsencode(folder)) > LONGEST_NAME:
+            raise ValueError(
+                f"{source}: the class {name[:40]!r} cannot be the name of a folder of videos, which has 1 to "
+                f"{LONGEST_NAME} bytes, no NUL, and no dot at its beginning; rename the class"
+            )
+        other = class_of_folder.setdefault(folder, name)
+        if other != name:
+            raise ValueError(
+                f"{source}: the classes {other!r} and {name!r} would share the folder {folder!r}; rename one"
+            )
+    return {name: f"{folder}/" for folder, name in class_of_folder.items()}
 
 
 def _label_texts(rows: Dataset) -> list[str | None]:
@@ -211,6 +236,14 @@ def _refuse_same_name(videos: list[Path], targets: list[Path]) -> None:
         other = source_of_target.setdefault(target, video)
         if other != video:
             raise ValueError(f"{target}: would be made of both {other} and {video}; rename one of them")
+
+
+def _refuse_long_names(videos: list[Path], targets: list[Path]) -> None:
+    for video, target in zip(videos, targets, strict=True):
+        if len(os.fsencode(target.name)) > LONGEST_NAME:
+            raise ValueError(
+                f"{video}: is too long a name: with {SUFFIX} after it, it has more than {LONGEST_NAME} bytes"
+            )
 
 
 def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:

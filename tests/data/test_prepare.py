@@ -257,6 +257,34 @@ def test_several_labels_a_video_are_not_lost(tmp_path):
             prepare_videos(tmp_path / "set.parquet", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "../..", ".hidden", "a\0b", "x" * 256, "é" * 128])
+def test_classes_that_no_folder_can_be_named_after_are_refused(tmp_path, capsys, name):
+    content = write_clip(tmp_path / "a.mp4").read_bytes()
+    rows = {"video": [content, content], "label": ["run", name]}
+    features = Features(video=Value("binary"), label=Value("string"))
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "in" / "set.parquet")
+    source, out = tmp_path / "in" / "set.parquet", tmp_path / "far" / "out"
+    assert cli.main(["prepare", str(source), str(out), "--video-column", "video"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"everest-hf: error: {source}: the class {name[:40]!r} cannot be the name of a folder")
+    assert names_below(tmp_path) == ["a.mp4", "in/set.parquet"]
+
+
+def test_classes_that_would_share_a_folder_and_names_that_grow_too_long_are_refused(tmp_path):
+    content = write_clip(tmp_path / "a.mp4").read_bytes()
+    rows = {"video": [{"bytes": content, "path": "a.mp4"}] * 2, "label": ["on/off", "on_off"]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(ValueError, match=r"the classes 'on/off' and 'on_off' would share the folder 'on_off'; rename"):
+        prepare_videos(tmp_path / "set.parquet", tmp_path / "out")
+    long = write_clip(tmp_path / "in" / f"{'a' * 249}.avi", codec="mpeg4")
+    write_clip(tmp_path / "in" / f"{'a' * 251}.mp4")  # which stays as it is
+    with pytest.raises(ValueError, match=f"^{long}: is too long a name: with .mp4 after it"):
+        prepare_videos(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    long.unlink()
+    assert len(prepare_videos(tmp_path / "in", tmp_path / "out").made) == 1
+
+
 def test_what_would_harm_the_sources_is_refused(tmp_path, capsys):
     write_class_folders(tmp_path / "in")
     before = {name: (tmp_path / "in" / name).read_bytes() for name in names_below(tmp_path / "in")}
