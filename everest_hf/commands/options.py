@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..files import RUNS
 
 PROGRAM = "everest-hf"
@@ -17,6 +15,8 @@ PROGRAM = "everest-hf"
 
 def print_error(error: Exception | str) -> None:
     """Print one line on stderr."""
+    from tqdm.auto import tqdm
+
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"

@@ -4,8 +4,6 @@ import argparse
 import json
 import sys
 
-from tqdm.auto import tqdm
-
 from .options import PROGRAM, add_command, add_model_options, add_views_option, check_counts, check_inputs, print_error
 
 
@@ -26,6 +24,8 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the most probable labels of each video. A video that cannot be read is named, and the others go on."""
+    from tqdm.auto import tqdm
+
     from .. import inference
 
     check_counts(args, "top_k")

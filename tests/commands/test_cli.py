@@ -578,7 +578,7 @@ def run_entry(*arguments, then: str = "") -> subprocess.CompletedProcess:
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(arguments, code, answer):
-    heavy = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "numpy", "av")
+    heavy = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "numpy", "av", "tqdm")
     done = run_entry(*arguments, then=f"print('imported', [name for name in {heavy} if name in sys.modules])")
     assert done.returncode == code
     assert answer in done.stdout + done.stderr
