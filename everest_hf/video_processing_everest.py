@@ -9,7 +9,7 @@ import importlib
 import os
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -20,8 +20,8 @@ from transformers.video_utils import VideoMetadata
 
 from .video_reading_everest import SequentialVideo
 
-# Limits of a video that is given by URL: bytes, and seconds of the download.
-MAX_DOWNLOAD = 2**30
+# Bytes that a video has at most that is fetched from an address; seconds that the processor gives the one of a URL.
+MAX_DOWNLOAD = 2**31
 DOWNLOAD_TIME = 300.0
 
 # ---------------------------------------------------------------------- frame indices of a view
@@ -355,15 +355,24 @@ def _read_video(video: str, sample_indices_fn=None):
 
 
 def _download(url: str) -> bytes:
-    """Return the file behind a URL, at most MAX_DOWNLOAD bytes of it, within DOWNLOAD_TIME seconds."""
-    deadline, content = time.monotonic() + DOWNLOAD_TIME, bytearray()
+    """Return the file behind a URL, within the limits of `read_fetched` and DOWNLOAD_TIME seconds."""
     with urllib.request.urlopen(url, timeout=10) as response:
-        while part := response.read(2**20):
-            content += part
-            if len(content) > MAX_DOWNLOAD:
-                raise ValueError(f"the file is larger than {MAX_DOWNLOAD / 2**30:g} GiB; download it first")
-            if time.monotonic() > deadline:
-                raise ValueError(f"to download it takes longer than {DOWNLOAD_TIME:g} s; download it first")
+        return read_fetched(response, DOWNLOAD_TIME)
+
+
+def read_fetched(file: BinaryIO, seconds: float) -> bytes:
+    """Return the content of a video file that comes over a network, within `seconds` (0: no limit).
+
+    Raises:
+        ValueError: it takes longer, or it has more than MAX_DOWNLOAD bytes.
+    """
+    start, content = time.monotonic(), bytearray()
+    while part := file.read(2**20):
+        content += part
+        if len(content) > MAX_DOWNLOAD:
+            raise ValueError(f"the file is larger than {MAX_DOWNLOAD / 2**30:g} GiB; download it first")
+        if 0 < seconds < time.monotonic() - start:
+            raise ValueError(f"to download it takes longer than {seconds:g} s; download it first")
     return bytes(content)
 
 

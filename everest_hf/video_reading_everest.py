@@ -5,6 +5,7 @@ allow better. This file is copied beside a checkpoint as remote code: it imports
 """
 
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +25,30 @@ except ImportError:  # whoever reads files needs it; the processor also takes ar
 _LENIENT: dict[str, Any] = (
     {} if av is None or int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "ignore"}
 )
+# Pixels of all frames that are decoded at a time, by default: 16 frames of 7680 x 4320, which take 1.6 GB.
+MAX_PIXELS = 2**29
+# Formats that name other files or addresses, which FFmpeg would open in their place.
+_REFERRING = {"avisynth", "concat", "dash", "hls", "image2", "imf", "rtsp", "sap", "sdp", "vapoursynth", "vobsub"}
+_FORMATS = "" if av is None else ",".join(sorted(av.formats_available - _REFERRING))
+
+
+def check_pixels(num_frames: int, height: int, width: int, max_pixels: int) -> None:
+    """Raise a ValueError where frames that are decoded at a time have more pixels than may be (0: no limit)."""
+    pixels = num_frames * height * width
+    if 0 < max_pixels < pixels:
+        raise ValueError(f"{num_frames} x {width} x {height} pixels are {pixels}, more than max_pixels={max_pixels}")
 
 
 def open_container(source: "str | bytes") -> "av.container.InputContainer":
-    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises."""
+    """Open a video, given by path or as bytes, to read its packets. It may raise what PyAV raises.
+
+    Nothing but this file is opened: a list of files or addresses is refused, whatever its name.
+    """
     if av is None:
         raise ImportError("reading a video file needs the package av (pip install av)")
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r", **_LENIENT)
+    # FFmpeg takes a relative path such as "concat:a|b" for an address.
+    file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
+    return av.open(file, "r", options={"format_whitelist": _FORMATS}, **_LENIENT)
 
 
 @contextmanager
@@ -68,12 +86,13 @@ class SequentialVideo:
     Args: source: a path, or the bytes of a file.
 
     Raises:
-        ValueError: it is not a video, or it has no frames.
+        ValueError: it is not a video, it has no frames, or more pixels than MAX_PIXELS would be decoded at a time.
     """
 
     def __init__(self, source: str | bytes):
         self.num_frames, first = 0, None
         with demuxer(source) as (container, stream):
+            check_pixels(1, stream.codec_context.height, stream.codec_context.width, MAX_PIXELS)
             self.fps = float(stream.average_rate or 0)
             for frame in container.decode(stream):
                 first = first or frame
@@ -85,6 +104,7 @@ class SequentialVideo:
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
         rising = sorted(set(indices))
+        check_pixels(len(rising), *self._size, MAX_PIXELS)
         frames = upright(decode_in_order(self._source, rising, self._size), self._matrix)
         return frames[[rising.index(i) for i in indices]]
 

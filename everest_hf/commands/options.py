@@ -42,6 +42,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
     parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
+    parser.add_argument(
+        "--url-schemes",
+        metavar="NAMES",
+        help="of addresses in a data set that are fetched beside hf://, such as https,s3; never file [none]",
+    )
     add_decoding_options(parser)
 
 
@@ -50,21 +55,29 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         "--decode-timeout",
         type=float,
         metavar="SECONDS",
-        help="after which a decoder counts as hung (0: never) [60]",
+        help="after which fetching or decoding a video counts as hung (0: never) [60]",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="frames x height x width that may be decoded of a video at a time (0: any) [536870912]",
     )
 
 
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return how videos are opened, as arguments of `everest_hf.video.open_video`.
+    """Return what is given of how videos are opened, as arguments of `everest_hf.data.VideoViews`.
 
     Raises:
         ValueError: a value is out of range.
     """
-    if args.decode_timeout is None:
-        return {}
-    if not 0 <= args.decode_timeout < float("inf"):
-        raise ValueError(f"--decode-timeout is {args.decode_timeout:g}; it must be 0 or more")
-    return {"time_limit": args.decode_timeout}
+    chosen: dict[str, Any] = {"time_limit": args.decode_timeout, "max_pixels": args.max_pixels}
+    for name, value in zip(("decode-timeout", "max-pixels"), chosen.values(), strict=True):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"--{name} is {value:g}; it must be 0 or more")
+    if getattr(args, "url_schemes", None):
+        chosen["url_schemes"] = args.url_schemes.split(",")
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def add_views_option(parser: argparse.ArgumentParser) -> None:

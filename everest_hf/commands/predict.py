@@ -4,7 +4,17 @@ import argparse
 import json
 import sys
 
-from .options import PROGRAM, add_command, add_model_options, add_views_option, check_counts, check_inputs, print_error
+from .options import (
+    PROGRAM,
+    add_command,
+    add_decoding_options,
+    add_model_options,
+    add_views_option,
+    check_counts,
+    check_inputs,
+    decoding_options,
+    print_error,
+)
 
 
 def add_parser(commands) -> None:
@@ -18,6 +28,7 @@ def add_parser(commands) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or URL")
     add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     add_views_option(parser)
+    add_decoding_options(parser)
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
 
@@ -30,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
     check_counts(args, "top_k")
     check_inputs(args.videos, args.keep_ratio)
+    decoding = decoding_options(args)
     name = inference.chosen_model(args.model, inference.CLASSIFICATION)
     inference.check_classifier(name)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
     failures = 0
     for video in tqdm(args.videos, desc="predict", unit="video", disable=len(args.videos) == 1):
         try:
-            logits = inference.classify(model, processor, video, args.keep_ratio, args.views)
+            logits = inference.classify(model, processor, video, args.keep_ratio, args.views, **decoding)
         except (ValueError, OSError) as error:
             print_error(error)
             failures += 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .options import PROGRAM, add_command, add_model_options, check_inputs
+from .options import PROGRAM, add_command, add_decoding_options, add_model_options, check_inputs, decoding_options
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ def add_parser(commands) -> None:
     add_model_options(
         parser, "share of the tokens to keep (for a pre-training checkpoint: seen and predicted), instead of its own"
     )
+    add_decoding_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.out).suffix.lower() not in known:
         raise ValueError(f"{args.out}: not a picture; expected a name ending in {', '.join(known)}")
     check_inputs([args.video], args.keep_ratio)
+    decoding = decoding_options(args)
     name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING)
     draw = _draw_reconstruction if inference.architecture_of(name) == inference.PRETRAINING else _draw_kept_tokens
-    print(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out)}")
+    print(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out, decoding)}")
     return 0
 
 
@@ -54,7 +56,7 @@ def _is_animation(out: str) -> bool:
     return Path(out).suffix.lower() in ANIMATION_SUFFIXES
 
 
-def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str) -> str:
+def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str, decoding: dict[str, Any]) -> str:
     """Draw the kept tokens, as a moving picture with their scores, and say how many they are."""
     import torch
 
@@ -62,7 +64,7 @@ def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str)
     from ..visualize import draw_kept_tokens, kept_token_panels, write_animation
 
     model, processor = inference.load_checkpoint(name, inference.FEATURES)
-    pixel_values, frames = inference.read_view(processor, video)
+    pixel_values, frames = inference.read_view(processor, video, **decoding)
     with torch.inference_mode():
         kept = model.embeddings(pixel_values.to(model.device), keep_ratio=keep_ratio, output_scores=_is_animation(out))
     clip, ids, slots = inference.to_uint8(pixel_values[0], processor), kept.kept_ids[0], _first(kept.slots)
@@ -73,7 +75,7 @@ def _draw_kept_tokens(name: str, video: str, keep_ratio: float | None, out: str)
     return f"{len(ids)} of {model.config.num_tokens} tokens kept"
 
 
-def _draw_reconstruction(name: str, video: str, keep_ratio: float | None, out: str) -> str:
+def _draw_reconstruction(name: str, video: str, keep_ratio: float | None, out: str, decoding: dict[str, Any]) -> str:
     """Draw visible tokens and predictions, and say how many they are and how far off."""
     import torch
 
@@ -82,7 +84,7 @@ def _draw_reconstruction(name: str, video: str, keep_ratio: float | None, out: s
 
     overrides = {} if keep_ratio is None else {"pretraining_keep_ratio": keep_ratio}
     model, processor = inference.load_checkpoint(name, inference.PRETRAINING, **overrides)
-    pixel_values, frames = inference.read_view(processor, video)
+    pixel_values, frames = inference.read_view(processor, video, **decoding)
     with torch.inference_mode():
         output = model(pixel_values.to(model.device))
     clip, slots = inference.to_uint8(pixel_values[0], processor), _first(output.slots)

@@ -14,9 +14,9 @@ from typing import IO, Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..video import TIME_LIMIT, VideoError, VideoInfo, probe, read_frames
-from .rows import class_names_of, named, source_of
-from .workers import map_videos, video_of
+from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, VideoInfo, probe, read_frames
+from .rows import class_names_of, name_of, named, source_of
+from .workers import map_videos
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +35,22 @@ def check_readable(
     num_threads: int | None = None,
     backend: str = "auto",
     time_limit: float = TIME_LIMIT,
+    max_pixels: int = MAX_PIXELS,
+    url_schemes: Sequence[str] = (),
     opened: "Opened | None" = None,
 ) -> list[VideoError]:
     """Open the videos of the rows, decode the first frame of each and return one VideoError for each that fails.
 
     Videos of fewer than `frames_needed` frames are named in a warning. At most `sample` videos are opened, evenly
-    spread over the rows; None opens all. backend, time_limit: see `everest_hf.video.open_video`. opened: those that
-    were opened before, which are not opened again; what is opened now is added.
+    spread over the rows; None opens all. backend, time_limit, max_pixels: see `everest_hf.video.open_video`.
+    url_schemes: of `source_of`. opened: those that were opened before, which are not opened again; what is opened now
+    is added.
     """
     count = len(rows) if sample is None else min(sample, len(rows))
     chosen = [i * len(rows) // count for i in range(count)]
     opened = Opened(None) if opened is None else opened
-    look = partial(_try_open, rows, opened, backend=backend, time_limit=time_limit)
+    opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit, "max_pixels": max_pixels}
+    look = partial(_try_open, rows, opened, url_schemes, opening)
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool, opened.adding():
         shown = tqdm(pool.map(look, chosen), "check", count, unit="video", leave=False, delay=PROGRESS_AFTER)
         found = [opened.add(*looked) for looked in shown]
@@ -58,20 +62,20 @@ def check_readable(
 
 
 def _try_open(
-    rows: Dataset, opened: "Opened", index: int, *, backend: str, **opening
+    rows: Dataset, opened: "Opened", url_schemes: Sequence[str], opening: dict[str, Any], index: int
 ) -> tuple[str, tuple | None, int | VideoError]:
     """Return what errors call a row's video, its key, and its frames or why it cannot be read."""
     try:
-        arguments = source_of(rows[index]["video"], index)
-        key = opened.key_of(arguments["source"], backend)
-        frames = opened.frames.get(key) or probe(**arguments, backend=backend, **opening).num_frames
+        arguments = source_of(rows[index]["video"], index, url_schemes=url_schemes, time_limit=opening["time_limit"])
+        key = opened.key_of(arguments["source"], opening["backend"], opening["max_pixels"])
+        frames = opened.frames.get(key) or probe(**arguments, **opening).num_frames
         return arguments["name"], key, frames
     except VideoError as error:
         return error.path, None, error
 
 
 class Opened:
-    """The videos that were opened before, and how many frames each has: by path, size, time of change and decoder.
+    """The videos that were opened before, and how many frames each has: by path, size, time of change, decoder and max_pixels.
 
     path: the file that remembers them, a JSON list a line, or None. What is in no file of its own is not remembered.
     """
@@ -88,12 +92,12 @@ class Opened:
                 continue
 
     @staticmethod
-    def key_of(source: str | bytes, backend: str) -> tuple | None:
+    def key_of(source: str | bytes, backend: str, max_pixels: int) -> tuple | None:
         try:
             status = os.stat(source) if isinstance(source, str) else None
         except OSError:  # which opening it will say
             status = None
-        return status and (source, status.st_size, status.st_mtime_ns, backend)
+        return status and (source, status.st_size, status.st_mtime_ns, backend, max_pixels)
 
     @contextmanager
     def adding(self) -> Iterator[None]:
@@ -114,23 +118,25 @@ class Opened:
 
 
 def check_videos(
-    rows: Dataset, *, workers: int | None = None, time_limit: float = TIME_LIMIT
+    rows: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS, **options
 ) -> list[VideoInfo | VideoError]:
     """Decode the first, the middle and the last frame of every video; return what each is, or why it cannot be read.
 
     `workers` processes decode, by default one a core. A video on which the decoder crashes, or hangs for `time_limit`
-    seconds (0: no limit), costs its process and nothing else.
+    seconds (0: no limit), costs its process and nothing else. max_pixels: see `everest_hf.video.open_video`; options:
+    time_limit and url_schemes of `map_videos`.
     """
-    return map_videos(
-        _check_video, rows, range(len(rows)), workers=workers, time_limit=time_limit, description="check"
-    )
-
-
-def _check_video(row: int, source: str | bytes, name: str, alive: Callable[[], None]) -> VideoInfo:
     # Without a time limit of their own: a process that hangs is ended.
-    info = probe(source, name=name, time_limit=0)  # decodes the first frame
+    check = partial(_check_video, {"time_limit": 0, "max_pixels": max_pixels})
+    return map_videos(check, rows, range(len(rows)), workers=workers, description="check", **options)
+
+
+def _check_video(
+    opening: dict[str, Any], row: int, source: str | bytes, name: str, alive: Callable[[], None]
+) -> VideoInfo:
+    info = probe(source, name=name, **opening)  # decodes the first frame
     alive()
-    read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name, time_limit=0)
+    read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name, **opening)
     return info
 
 
@@ -144,7 +150,7 @@ def summarize(
     """
     infos = [info for info in found if isinstance(info, VideoInfo)]
     short = [
-        {"video": video_of(rows, row)[1], "frames": info.num_frames}
+        {"video": name_of(rows[row]["video"], row), "frames": info.num_frames}
         for row, info in enumerate(found)
         if isinstance(info, VideoInfo) and info.num_frames < clip_frames
     ]

@@ -1,6 +1,6 @@
 """Clips of training and views of evaluation: map-style data sets of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features
 from torch.utils.data import Sampler
 
-from ..video import TIME_LIMIT, VideoError, frame_indices, read_clip
+from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, frame_indices, read_clip
 from . import transforms
 from .rows import source_of
 
@@ -53,7 +53,8 @@ class ClipReader:
         transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
             most that it can use of a frame's; see `everest_hf.video.open_video`.
         num_frames, frame_step, num_input_frames, frame_sampling: see `everest_hf.video.frame_indices`.
-        seed: that of the run. num_sample: crops of a video. backend, time_limit: see `everest_hf.video.open_video`.
+        seed: that of the run. num_sample: crops of a video. backend, time_limit, max_pixels: see
+            `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
     """
 
     def __init__(
@@ -68,13 +69,17 @@ class ClipReader:
         num_sample: int = 1,
         backend: str = "auto",
         time_limit: float = TIME_LIMIT,
+        max_pixels: int = MAX_PIXELS,
+        url_schemes: Sequence[str] = (),
     ):
         self.transform, self.seed, self.num_sample = transform, seed, num_sample
         self.opening: dict[str, Any] = {
             "backend": backend,
             "time_limit": time_limit,
+            "max_pixels": max_pixels,
             "short_side": getattr(transform, "short_side", None),
         }
+        self.fetching: dict[str, Any] = {"url_schemes": url_schemes, "time_limit": time_limit}
         self.sampling: dict[str, Any] = {
             "frame_sampling": frame_sampling,
             "num_frames": num_frames,
@@ -92,7 +97,7 @@ class ClipReader:
         """
         generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=epoch, index=index))
         clip = read_clip(
-            **source_of(row["video"], place),
+            **source_of(row["video"], place, **self.fetching),
             indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
             **self.opening,
         )
@@ -214,11 +219,14 @@ class VideoViews(torch.utils.data.Dataset):
         num_crops: int = 1,
         backend: str = "auto",
         time_limit: float = TIME_LIMIT,
+        max_pixels: int = MAX_PIXELS,
+        url_schemes: Sequence[str] = (),
         count_unreadable: bool = False,
     ):
         self.rows, self.size, self.count_unreadable = rows, (size[0], size[1]), count_unreadable
         # Never scaled by the decoder: the pixels are those of the processor.
-        self.opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit}
+        self.opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit, "max_pixels": max_pixels}
+        self.fetching: dict[str, Any] = {"url_schemes": url_schemes, "time_limit": time_limit}
         self.num_segments, self.num_crops = num_segments, num_crops
         self.sampling: dict[str, Any] = {
             "frame_sampling": frame_sampling,
@@ -242,7 +250,7 @@ class VideoViews(torch.utils.data.Dataset):
         return {**_item(views, self.rows.features, row, index), "unreadable": bool(bad), "bad": bad}
 
     def _read(self, row: dict[str, Any], index: int) -> torch.Tensor:
-        clip = read_clip(**source_of(row["video"], index), indices_of=self._indices, **self.opening)
+        clip = read_clip(**source_of(row["video"], index, **self.fetching), indices_of=self._indices, **self.opening)
         crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
         return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
 

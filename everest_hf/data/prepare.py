@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,14 +18,14 @@ from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
 from ..files import held
-from ..video import TIME_LIMIT, VideoError, frame_indices, read_clip
+from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
 from ..video_reading_everest import open_container
-from .rows import VIDEO_SUFFIXES, class_names_of, is_video
+from .rows import VIDEO_SUFFIXES, class_names_of, is_video, source_of
 from .sources import load_videos, walk
 from .tables import arguments_of, columns_of, open_table
-from .workers import map_videos, video_of
+from .workers import map_videos
 
 SUFFIX = ".mp4"
 # Bytes that the name of a file or folder may have on all common file systems.
@@ -37,6 +37,7 @@ MADE, KEPT = "made", "kept"
 class Prepared:
     """What `prepare_videos` did. made, kept: (row, target) of the videos that were written, and of those that were
     there already; rows: the sources. bad: the videos that cannot be read. new_list: its path, None for a folder.
+    url_schemes: with which addresses were fetched.
     """
 
     rows: Dataset
@@ -44,13 +45,17 @@ class Prepared:
     kept: list[tuple[int, Path]]
     bad: list[VideoError]
     new_list: Path | None
+    url_schemes: Sequence[str] = ()
 
     def pairs(self, sample: int) -> list[tuple[str | bytes, Path]]:
         """Return (source, target) of at most `sample` readable videos, evenly spread; a source is a path or bytes."""
         done = sorted(self.made + self.kept)
         count = min(sample, len(done))
         chosen = [done[i * len(done) // count] for i in range(count)]
-        return [(video_of(self.rows, row)[0], target) for row, target in chosen]
+        return [(self._source(row), target) for row, target in chosen]
+
+    def _source(self, row: int) -> str | bytes:
+        return source_of(self.rows[row]["video"], row, url_schemes=self.url_schemes)["source"]
 
 
 # ---------------------------------------------------------------------- all videos
@@ -63,6 +68,8 @@ def prepare_videos(
     encoding: Encoding = DEFAULT_ENCODING,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
+    max_pixels: int = MAX_PIXELS,
+    url_schemes: Sequence[str] = (),
     split: str | None = None,
     **options,
 ) -> Prepared:
@@ -78,7 +85,8 @@ def prepare_videos(
     A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
     function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
     missing in the list. `workers` processes run at a time, by default one a core; time_limit: seconds after which one
-    that decodes no further frame counts as hung (0: never).
+    that decodes no further frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`.
+    url_schemes: see `everest_hf.data.source_of`.
 
     Raises:
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.
@@ -89,10 +97,9 @@ def prepare_videos(
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     with _workplace(out, f".partial-{source.name}") as aside:
-        prepare = partial(_prepare, targets, aside, encoding)
-        results = map_videos(
-            prepare, rows, chosen, workers=workers, time_limit=time_limit, description=f"prepare {out}"
-        )
+        prepare = partial(_prepare, targets, aside, encoding, max_pixels)
+        how: dict[str, Any] = {"workers": workers, "time_limit": time_limit, "url_schemes": url_schemes}
+        results = map_videos(prepare, rows, chosen, description=f"prepare {out}", **how)
         bad = {
             targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
         }
@@ -101,7 +108,7 @@ def prepare_videos(
         [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
         for which in (MADE, KEPT)
     )
-    return Prepared(rows, made, kept, list(bad.values()), new_list)
+    return Prepared(rows, made, kept, list(bad.values()), new_list, url_schemes)
 
 
 @contextmanager
@@ -261,7 +268,14 @@ def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad
 
 
 def _prepare(
-    targets: list[Path], aside: Path, encoding: Encoding, row: int, source: str | bytes, name: str, alive: Callable
+    targets: list[Path],
+    aside: Path,
+    encoding: Encoding,
+    max_pixels: int,
+    row: int,
+    source: str | bytes,
+    name: str,
+    alive: Callable,
 ) -> str:
     """Make the target of a row where it is not there; return MADE or KEPT."""
     target, growing = targets[row], aside / f"{row}{SUFFIX}"
@@ -270,7 +284,7 @@ def _prepare(
     if _tag_of(target) == tag:
         return KEPT
     try:
-        count = transcode(even_frames(source, name), growing, tag, encoding, alive)
+        count = transcode(even_frames(source, name, max_pixels), growing, tag, encoding, alive)
         check_written(growing, count)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(growing, target)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
@@ -13,11 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
-from ..video import VideoError
+from ..video import TIME_LIMIT, VideoError
+from ..video.isolation import Overdue, call_within
+from ..video_processing_everest import read_fetched
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
 # A label beyond this is taken for a mistake, such as the number of a video.
 MAX_CLASSES = 1_000_000
+# Schemes of addresses that are fetched unless more are allowed; those of archives, which are followed by another one;
+# those that never are.
+_USUAL_SCHEMES, _ARCHIVES, _LOCAL = {"hf"}, {"zip", "tar"}, {"file", "local"}
 # How many culprits an error names; the count of all comes beside them.
 NAMED_CULPRITS = 3
 
@@ -133,28 +138,53 @@ def head_of(rows: Dataset | IterableDataset, count: int) -> Dataset:
     return Dataset.from_list(list(rows.take(count)), features=rows.features)
 
 
-def source_of(video: Any, index: int | None = None) -> dict[str, Any]:
+def source_of(
+    video: Any, index: int | None = None, *, url_schemes: Sequence[str] = (), time_limit: float = TIME_LIMIT
+) -> dict[str, Any]:
     """Return the arguments of `open_video` for a cell of the column `video`; with its row, what `name_of` calls it.
 
+    A path may be an address such as hf://…, which is fetched; url_schemes: those that are beside hf, such as "https",
+    never "file". time_limit: seconds that this may take (0: no limit).
+
     Raises:
-        VideoError: there is neither a path nor bytes, or an address such as hf://… cannot be read.
+        VideoError: there is neither a path nor bytes, or an address is of another scheme, cannot be read, takes longer,
+            or has more than MAX_DOWNLOAD bytes.
     """
     cell = as_cell(video)
     path, content = cell["path"], cell["bytes"]
     name = path if index is None else name_of(video, index)
     if content is None and path:
-        content = _fetch(path) if "://" in path else path
+        content = _fetch(path, url_schemes, time_limit) if "://" in path else path
     if content is None:
         raise VideoError(name or "a video", "neither a path nor bytes")
     return {"source": content, "name": name}
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, url_schemes: Sequence[str], time_limit: float) -> bytes:
+    allowed = ({*_USUAL_SCHEMES, *url_schemes} - _LOCAL) | _ARCHIVES
+    for scheme in _schemes_of(url):
+        if scheme not in allowed:
+            reason = "never is" if scheme in _LOCAL else f"is not unless url_schemes={scheme} allows it"
+            raise VideoError(url, f"hf:// is fetched, {scheme}:// {reason}")
     try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
+        return call_within(time_limit, _read_address, url, time_limit)
+    except Overdue:
+        raise VideoError(url, f"took longer than {time_limit:g} s to fetch") from None
     except Exception as error:  # whatever the file system of the address raises
-        raise VideoError(url, f"cannot be fetched: {error}") from error
+        raise VideoError(url, f"cannot be fetched: {error or type(error).__name__}") from error
+
+
+def _schemes_of(url: str) -> Iterable[str]:
+    """Yield the schemes of an address, of which fsspec takes several in a row: zip://a.mp4::hf://…"""
+    for part in url.split("::"):
+        scheme, separator, _ = part.partition("://")
+        if separator or not os.path.isabs(part):
+            yield scheme
+
+
+def _read_address(url: str, time_limit: float) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        return read_fetched(file, time_limit)
 
 
 # ---------------------------------------------------------------------- errors

@@ -22,7 +22,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..video import TIME_LIMIT, VideoError
-from .rows import source_of
+from .rows import name_of, source_of
 
 _GOING_ON = object()
 # Parameters of mallopt(3), of the GNU C library, and the most bytes that all its versions take for the second.
@@ -144,30 +144,29 @@ def map_videos(
     *,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
+    url_schemes: Sequence[str] = (),
     description: str,
 ) -> list[Any]:
     """Return function(row, source, name, alive) for each chosen row, or the VideoError that it raises, in their order.
 
     source is the path or the bytes of the row's video, name what errors call it. A lost process is a VideoError too.
-    A progress bar has the `description`. time_limit: the patience of `run_in_processes`, which `workers` is of too.
+    A progress bar has the `description`. workers, time_limit (its patience): of `run_in_processes`. url_schemes: of
+    `source_of`.
     """
-    results = run_in_processes(partial(_call, function, rows), chosen, workers=workers, patience=time_limit)
+    fetching = {"url_schemes": url_schemes, "time_limit": time_limit}
+    results = run_in_processes(partial(_call, function, rows, fetching), chosen, workers=workers, patience=time_limit)
     found = dict(tqdm(results, total=len(chosen), desc=description, unit="video"))
     return [
-        VideoError(video_of(rows, row)[1], str(found[i])) if isinstance(found[i], LostProcess) else found[i]
+        VideoError(name_of(rows[row]["video"], row), str(found[i])) if isinstance(found[i], LostProcess) else found[i]
         for i, row in enumerate(chosen)
     ]
 
 
-def video_of(rows: Dataset, row: int) -> tuple[str | bytes, str]:
-    """Return the path or the bytes of a row's video, and what errors call it; a VideoError where it has neither."""
-    arguments = source_of(rows[row]["video"], row)
-    return arguments["source"], arguments["name"]
-
-
-def _call(function: Callable, rows: Dataset, row: int, alive: Callable[[], None]) -> Any:
+def _call(function: Callable, rows: Dataset, fetching: dict[str, Any], row: int, alive: Callable[[], None]) -> Any:
     try:
-        return function(row, *video_of(rows, row), alive)
+        arguments = source_of(rows[row]["video"], row, **fetching)
+        alive()
+        return function(row, arguments["source"], arguments["name"], alive)
     except VideoError as error:
         return error
 

@@ -2,9 +2,14 @@
 
 import torch
 from datasets import Dataset
+from transformers.video_utils import VideoMetadata
 
 from ..configuration_everest import problem_type_of
-from ..data import VideoViews, transforms
+from ..data import VideoViews, source_of, transforms
+from ..video import MAX_PIXELS, TIME_LIMIT, open_video
+
+# What a video that somebody names may be beside a file.
+WEB = ("http", "https")
 
 
 def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
@@ -22,10 +27,21 @@ def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
     )
 
 
-def read_view(processor, video: str) -> tuple[torch.Tensor, list[int]]:
-    """Return pixel values (1, T, C, H, W) and the places of these frames in the video."""
-    batch = processor(video, return_tensors="pt", return_metadata=True)
-    return batch["pixel_values"], list(batch["video_metadata"][0].frames_indices)
+def read_view(
+    processor, video: str, *, time_limit: float = TIME_LIMIT, max_pixels: int = MAX_PIXELS
+) -> tuple[torch.Tensor, list[int]]:
+    """Return pixel values (1, T, C, H, W) of the centre view of a video, a file or URL, and the places of these frames.
+
+    time_limit, max_pixels: see `everest_hf.video.open_video`; a URL has the time limit too, and a size limit.
+
+    Raises:
+        VideoError: whatever is wrong with the video.
+    """
+    where = source_of(video, url_schemes=WEB, time_limit=time_limit)
+    opened = open_video(**where, time_limit=time_limit, max_pixels=max_pixels)
+    places = processor.sample_frames(VideoMetadata(total_num_frames=opened.num_frames, video_backend="everest_hf"))
+    frames = opened.read(places).numpy()  # (T, H, W, C)
+    return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"], places
 
 
 def to_uint8(pixel_values: torch.Tensor, processor) -> torch.Tensor:
@@ -35,22 +51,23 @@ def to_uint8(pixel_values: torch.Tensor, processor) -> torch.Tensor:
 
 
 def classify(
-    model, processor, video: str, keep_ratio: float | None = None, views: tuple[int, int] = (1, 1)
+    model, processor, video: str, keep_ratio: float | None = None, views: tuple[int, int] = (1, 1), **opening
 ) -> torch.Tensor:
     """Return the logits (views, num_labels) float32 of a video: of its centre clip, or of `views`, segments x crops.
 
-    The video is a file; for its centre clip it may be a URL.
+    The video is a file or URL; opening and errors as in `read_view`.
     """
     if views == (1, 1):
-        pixel_values = processor(video, return_tensors="pt")["pixel_values"]  # (1, T, C, H, W)
+        pixel_values, _ = read_view(processor, video, **opening)  # (1, T, C, H, W)
     else:
-        pixel_values = _read_views(model, processor, video, views)  # (V, T, C, H, W)
+        pixel_values = _read_views(model, processor, video, views, **opening)  # (V, T, C, H, W)
     with torch.inference_mode():
         return model(pixel_values.to(model.device), keep_ratio=keep_ratio).logits.float().cpu()
 
 
-def _read_views(model, processor, video: str, views: tuple[int, int]) -> torch.Tensor:
-    clips = evaluation_views(Dataset.from_dict({"video": [video]}), model, processor, views)[0]["pixel_values"]
+def _read_views(model, processor, video: str, views: tuple[int, int], **opening) -> torch.Tensor:
+    rows = Dataset.from_dict({"video": [video]})
+    clips = evaluation_views(rows, model, processor, views, url_schemes=WEB, **opening)[0]["pixel_values"]
     return transforms.normalize(clips, model.config.image_mean, model.config.image_std)
 
 

@@ -140,8 +140,13 @@ def frames_needed(config: EverestConfig, *, frame_step: int, frame_sampling: str
 
 
 def opening_of(recipe: Recipe) -> dict:
-    """Return how videos are opened, as arguments of `everest_hf.video.open_video`."""
-    return {"backend": recipe.video_backend, "time_limit": recipe.decode_timeout}
+    """Return how videos are fetched and opened, as arguments of `VideoClips` and `VideoViews`."""
+    return {
+        "backend": recipe.video_backend,
+        "time_limit": recipe.decode_timeout,
+        "max_pixels": recipe.max_pixels,
+        "url_schemes": recipe.url_schemes.split(",") if recipe.url_schemes else (),
+    }
 
 
 def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:

@@ -20,7 +20,7 @@ from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
 from ..files import PACKAGE
 from ..inference.loading import model_folder
-from ..video import BACKENDS, TIME_LIMIT
+from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
 
 TASKS = ("pretrain", "finetune", "probe")
@@ -39,6 +39,8 @@ STEERING = {
     "count_bad_as_wrong",
     "num_workers",
     "decode_timeout",
+    "max_pixels",
+    "url_schemes",
     "batch_size",
     "gradient_accumulation_steps",
     "log_every",
@@ -93,6 +95,8 @@ class Recipe:
     num_workers: int = _option(2, "Data", "decoding processes for each training process")
     video_backend: str = _option("auto", "Data", "decoder; auto: the fastest that is right for each video", BACKENDS)
     decode_timeout: float = _option(TIME_LIMIT, "Data", "seconds after which a decoder counts as hung (0: never)")
+    max_pixels: int = _option(MAX_PIXELS, "Data", "frames x height x width decoded of a video at a time (0: any)")
+    url_schemes: str | None = _option(None, "Data", "of addresses that are fetched beside hf, as https,s3; never file")
     max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
 
     crop_scale: list = _option([1.0, 0.875, 0.75, 0.66], "Augmentation", "sides (pretrain) or area range (finetune)")
@@ -145,7 +149,7 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("rand_augment", "mixup", "cutmix", "decode_timeout"):
+        for name in ("rand_augment", "mixup", "cutmix", "decode_timeout", "max_pixels"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import av
 
-from ..video_reading_everest import demuxer, display_matrix
+from ..video_reading_everest import check_pixels, demuxer, display_matrix
 from .errors import VideoError
 
 # Files of which a process remembers what their headers say.
@@ -56,29 +56,30 @@ class Header:
     obstacles: frozenset[str]
 
 
-def header_of(source: str | bytes) -> Header:
-    """Return the Header of a video, given by path or as bytes. It may raise anything."""
+def header_of(source: str | bytes, max_pixels: int = 0) -> Header:
+    """Return the Header of a video, given by path or as bytes; max_pixels: of `check_pixels`. It may raise anything."""
     if isinstance(source, bytes):
-        return _read_header(source)
-    return remembered(_read_header, source)
+        return _read_header(source, max_pixels)
+    return remembered(_read_header, source, max_pixels)
 
 
-def remembered(function: Callable, path: str):
-    """Return function(path), from memory where this process has called it before and the file is still the same.
+def remembered(function: Callable, path: str, *args):
+    """Return function(path, *args), from memory where this process has called it before and the file is still the same.
 
     To go through a file's packets costs a millisecond.
     """
     status = os.stat(path)
-    return _cached(function, path, status.st_size, status.st_mtime_ns)
+    return _cached(function, path, args, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(MAX_HEADERS)
-def _cached(function: Callable, path: str, *version: int):
-    return function(path)
+def _cached(function: Callable, path: str, args: tuple, *version: int):
+    return function(path, *args)
 
 
-def _read_header(source: str | bytes) -> Header:
+def _read_header(source: str | bytes, max_pixels: int) -> Header:
     with demuxer(source) as (container, stream):
+        check_pixels(1, stream.codec_context.height, stream.codec_context.width, max_pixels)
         _check_count(container, stream)
         first, packets = None, []
         for packet in container.demux(stream):

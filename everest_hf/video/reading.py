@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import torch
 
+from ..video_reading_everest import MAX_PIXELS, check_pixels
 from .containers import Header, check_source, header_of
 from .decoders import Decoder, decoders_of
 from .errors import VideoError
@@ -52,10 +53,11 @@ class _Video:
         decoders: Sequence[type[Decoder]],
         short_side: int | None,
         time_limit: float,
+        max_pixels: int,
     ):
-        self.name, self._time_limit = name, time_limit
+        self.name, self._time_limit, self._max_pixels = name, time_limit, max_pixels
         check_source(source, name)
-        self.header, self._decoder = self._guard(_open, source, decoders, short_side)
+        self.header, self._decoder = self._guard(_open, source, decoders, short_side, max_pixels)
         if self.num_frames < 1:
             raise VideoError(name, "it has no frames")
 
@@ -72,12 +74,16 @@ class _Video:
         wanted = sorted(set(indices))
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_frames:
             raise VideoError(self.name, f"frames {list(indices)} asked for; it has frames 0 to {self.num_frames - 1}")
-        frames = self._guard(self._decoder.read, wanted)
+        frames = self._guard(self._read, wanted)
         if len(frames) != len(wanted):
             raise VideoError(self.name, f"the decoder gave {len(frames)} of {len(wanted)} frames")
         if wanted == list(indices):
             return frames
         return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
+
+    def _read(self, wanted: list[int]) -> torch.Tensor:
+        check_pixels(len(wanted), self.header.height, self.header.width, self._max_pixels)
+        return self._decoder.read(wanted)
 
     def _guard(self, function: Callable, *args):
         try:
@@ -96,8 +102,10 @@ def _within(seconds: float, name: str, function: Callable, *args):
         raise VideoError(name, f"took longer than {seconds:g} s") from None
 
 
-def _open(source: str | bytes, decoders: Sequence[type[Decoder]], short_side: int | None) -> tuple[Header, Decoder]:
-    header = header_of(source)
+def _open(
+    source: str | bytes, decoders: Sequence[type[Decoder]], short_side: int | None, max_pixels: int
+) -> tuple[Header, Decoder]:
+    header = header_of(source, max_pixels)
     decoder = next(decoder for decoder in decoders if not header.obstacles & decoder.obstacles)
     return header, decoder(source, _smaller(header.height, header.width, short_side), header)
 
@@ -117,6 +125,7 @@ def open_video(
     backend: str = "auto",
     short_side: int | None = None,
     time_limit: float = TIME_LIMIT,
+    max_pixels: int = MAX_PIXELS,
 ) -> _Video:
     """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices).
 
@@ -127,13 +136,16 @@ def open_video(
             their aspect ratio, where the decoder is faster for it: decord and pyav are. What is then cut out of a
             frame has been scaled twice, by different filters; its content stays the same.
         time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
+        max_pixels: frames x height x width of a reading that is not refused before anything is decoded; 0 for no limit.
 
     Raises:
         VideoError: whatever goes wrong, with path and reason.
         ValueError: the backend is unknown, or cannot be loaded.
     """
-    source, name = source if isinstance(source, bytes) else os.fspath(source), name or _name_of(source)
-    return _Video(source, name, decoders_of(backend), short_side, time_limit)
+    name = name or _name_of(source)
+    if not isinstance(source, bytes):
+        source = os.path.abspath(source)  # decoders take a relative path such as "concat:a|b" for an address
+    return _Video(source, name, decoders_of(backend), short_side, time_limit, max_pixels)
 
 
 def _name_of(source: str | os.PathLike | bytes) -> str:

@@ -6,7 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import av
 import numpy as np
@@ -19,7 +23,14 @@ from PIL import Image
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel, pipeline
 
 import everest_hf
-from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli, inference
+from everest_hf import (
+    EverestForPreTraining,
+    EverestForVideoClassification,
+    EverestVideoProcessor,
+    cli,
+    inference,
+    video_processing_everest,
+)
 from everest_hf.commands.visualize import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
@@ -538,6 +549,53 @@ def test_a_time_limit_below_0_is_refused(command, finetuned, tmp_path, capsys):
     assert_refused(
         capsys, command, *arguments, "--decode-timeout", -1, culprit="--decode-timeout is -1; it must be 0 or "
     )
+
+
+@pytest.mark.parametrize(
+    "command", ["check-data", "prepare", "embed", "tune-keep-ratio", "predict", "views", "visualize"]
+)
+def test_videos_of_too_many_pixels_are_refused_by_every_command(command, clip, finetuned, tmp_path, capsys):
+    """A small file of large frames, which would take gigabytes; here the limit is small instead."""
+    videos = write_list(tmp_path / "list.txt", [(clip, "climb")])
+    arguments = {
+        "check-data": ["check-data", videos],
+        "prepare": ["prepare", videos, tmp_path / "out"],
+        "embed": ["embed", videos, tmp_path / "out.safetensors", "--model", finetuned],
+        "tune-keep-ratio": ["tune-keep-ratio", finetuned, videos, "--out", tmp_path / "report", "--ratios", 0.5, 1],
+        "predict": ["predict", clip, "--model", finetuned],
+        "views": ["predict", clip, "--model", finetuned, "--views", "2x1"],
+        "visualize": ["visualize", clip, "--model", finetuned, "-o", tmp_path / "a.png"],
+    }[command]
+    code, out, err = run(capsys, *arguments, "--max-pixels", 3000)
+    assert code == 1
+    assert "1 x 64 x 48 pixels are 3072, more than max_pixels=3000" in out + err
+    assert_refused(capsys, *arguments, "--max-pixels", -1, culprit="--max-pixels is -1; it must be 0 or more")
+
+
+@pytest.mark.parametrize("views", ["1x1", "2x1"])
+def test_a_url_is_predicted_like_a_file_within_limits(clip, finetuned, capsys, views, monkeypatch):
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if "slow" in self.path:
+                time.sleep(5)
+            super().do_GET()
+
+    options = ["--model", finetuned, "--json", "--views", views]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=Path(clip).parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        url = f"{address}/a%20clip.mp4"
+        assert labels_of(run_well(capsys, "predict", url, *options)) == labels_of(
+            run_well(capsys, "predict", clip, *options)
+        )
+        _, _, err = run(capsys, "predict", f"{address}/slow.mp4", *options, "--decode-timeout", 0.5)
+        assert f"error: {address}/slow.mp4: took longer than 0.5 s to fetch\n" in err
+        monkeypatch.setattr(video_processing_everest, "MAX_DOWNLOAD", 2**10)
+        assert (
+            f"error: {url}: cannot be fetched: the file is larger than 9.53674e-07 GiB; download it first\n"
+            in run(capsys, "predict", url, *options)[2]
+        )
+        server.shutdown()
 
 
 @pytest.mark.parametrize("command", ["embed", "tune-keep-ratio"])

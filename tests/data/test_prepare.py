@@ -335,10 +335,10 @@ def test_a_decoder_that_hangs_costs_its_video(tmp_path, capsys, monkeypatch):
         write_clip(tmp_path / "in" / f"{name}.mp4", 12)
     frames = module.even_frames
 
-    def hang_on_a(source, name):
+    def hang_on_a(source, name, max_pixels):
         if name.endswith("a.mp4"):
             time.sleep(600)
-        return frames(source, name)
+        return frames(source, name, max_pixels)
 
     monkeypatch.setattr(module, "even_frames", hang_on_a)  # in the processes too: they are forked
     assert cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--decode-timeout", "3"]) == 1

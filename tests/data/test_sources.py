@@ -2,7 +2,12 @@
 
 import json
 import re
+import time
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import datasets
 import pandas as pd
@@ -14,8 +19,19 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Vi
 from helpers.tables import BOTH, datasets_cache, write_members, write_tar
 from helpers.videos import write_class_folders, write_list
 
-from everest_hf.data import VideoClips, VideoViews, check_readable, class_names_of, load_videos, stream_videos
+from everest_hf import cli, video_processing_everest
+from everest_hf.data import (
+    VideoClips,
+    VideoViews,
+    check_readable,
+    class_names_of,
+    load_videos,
+    source_of,
+    stream_videos,
+)
 from everest_hf.data.transforms import finetuning_transform
+from everest_hf.training.loaders import opening_of
+from everest_hf.training.recipe import load_recipe
 from everest_hf.video import VideoError
 
 pytestmark = pytest.mark.usefixtures(datasets_cache.__name__)
@@ -377,17 +393,75 @@ def test_unreadable_rows_are_named_by_their_number(folder, tmp_path):
         VideoViews(rows, SIZE, **SAMPLING)[0]
 
 
-def test_address_of_another_file_system(folder, tmp_path):
-    """Rows of the Hub's folders of videos hold hf:// addresses; file:// ones take the same way."""
-    addresses = [path.as_uri() for path in paths_of(folder)] + [(tmp_path / "gone.mp4").as_uri()]
-    Dataset.from_dict({"video": addresses}).to_parquet(tmp_path / "set.parquet")
-    clips = VideoClips(
-        load_videos(tmp_path / "set.parquet", labels_required=False), finetuning_transform(SIZE), **SAMPLING
-    )
-    assert clips[0]["pixel_values"].shape == (6, 3, *SIZE)
-    ((path, reason),) = clips[4]["bad"]
-    assert path == addresses[4]
-    assert reason.startswith("cannot be fetched: ")
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if "late" in self.path:
+            time.sleep(5)
+        if "endless" not in self.path:
+            return super().do_GET()
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**20))
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Address of a server with the videos of the folder; late.mp4 comes late, and endless.mp4 does not end."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_only_addresses_that_are_allowed_are_fetched(folder, server, tmp_path):
+    url, local = f"{server}/walk/walk_0.mp4", paths_of(folder)[0].as_uri()
+    never = [local, f"simplecache::{local}", f"hf://datasets/a/b/c.mp4::{local}", f"local://{local}"]
+    Dataset.from_dict({"video": [url, *never]}).to_parquet(tmp_path / "set.parquet")
+    rows = load_videos(tmp_path / "set.parquet", labels_required=False)
+    for schemes, culprits in {
+        (): [url, *never],
+        ("http",): never,
+        ("http", "file", "local", "simplecache"): never,
+    }.items():
+        errors = check_readable(rows, url_schemes=schemes)
+        assert [error.path for error in errors] == culprits
+        assert errors[-4].reason == "hf:// is fetched, file:// never is"
+    with pytest.raises(
+        VideoError, match=r"^http://\S+: hf:// is fetched, http:// is not unless url_schemes=http allows it$"
+    ):
+        VideoViews(rows, SIZE, **SAMPLING)[0]
+    allowing = {**SAMPLING, "url_schemes": ["http"]}
+    by_path = Dataset.from_dict({"video": [str(paths_of(folder)[0])]})
+    expected = VideoViews(by_path, SIZE, **SAMPLING)[0]["pixel_values"]
+    assert torch.equal(VideoViews(rows, SIZE, **allowing)[0]["pixel_values"], expected)
+    assert VideoClips(rows.select([0]), finetuning_transform(SIZE), **allowing)[0]["bad"] == []
+
+
+def test_what_is_fetched_is_limited_in_time_and_size(server, monkeypatch):
+    for name in ("late", "endless"):
+        with pytest.raises(VideoError, match=rf"^http://\S+/{name}.mp4: took longer than 0.3 s to fetch$"):
+            source_of(f"{server}/{name}.mp4", url_schemes=["http"], time_limit=0.3)
+    monkeypatch.setattr(video_processing_everest, "MAX_DOWNLOAD", 2**25)
+    with pytest.raises(
+        VideoError, match=r"endless.mp4: cannot be fetched: the file is larger than 0.03125 GiB; download it first$"
+    ):
+        source_of(f"{server}/endless.mp4", url_schemes=["http"])
+    with pytest.raises(VideoError, match=r"gone.mp4: cannot be fetched: .*gone.mp4"):
+        source_of(f"{server}/gone.mp4", url_schemes=["http"])
+
+
+def test_commands_and_recipes_allow_addresses(server, tmp_path, capsys):
+    Dataset.from_dict({"video": [f"{server}/walk/walk_0.mp4"]}).to_parquet(tmp_path / "set.parquet")
+    command = ["check-data", str(tmp_path / "set.parquet"), "--json"]
+    assert cli.main(command) == 1
+    assert "http:// is not unless" in json.loads(capsys.readouterr().out)["unreadable"][0]["reason"]
+    assert cli.main([*command, "--url-schemes", "s3,http"]) == 0
+    recipe = load_recipe(None, {"train": "any", "url_schemes": "s3,http", "max_pixels": 7})
+    opening = opening_of(recipe)
+    assert (opening["url_schemes"], opening["max_pixels"]) == (["s3", "http"], 7)
 
 
 # ---------------------------------------------------------------------- streams

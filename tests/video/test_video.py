@@ -56,7 +56,7 @@ from everest_hf.video import (
     stride_indices,
 )
 from everest_hf.video.isolation import Overdue, call_within
-from everest_hf.video_reading_everest import demuxer
+from everest_hf.video_reading_everest import demuxer, open_container
 
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
 # What the decoder prints on its own about a bad file is not ours to check.
@@ -505,6 +505,59 @@ def test_training_lets_the_decoder_scale_and_evaluation_does_not(tmp_path):
     whole = read_clip(tmp_path / "clip.mp4", lambda n: stride_indices(num_video_frames=n, num_frames=4))
     views = VideoViews(rows, (24, 40), num_frames=4)[0]["pixel_values"]
     assert torch.equal(views, evaluation_crops(whole, (24, 40)))
+
+
+# ---------------------------------------------------------------------- what is not opened, or too large
+
+
+REFERRING = {
+    "concat": "ffconcat version 1.0\nfile good.mp4\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+@pytest.mark.parametrize("kind", REFERRING)
+def test_a_file_that_names_others_opens_none_of_them(kind, as_bytes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "good.mp4")
+    path = tmp_path / "list.mp4"
+    path.write_text(REFERRING[kind])
+    with pytest.raises(VideoError, match=r"list.mp4: cannot be decoded: not a video, or its header is damaged"):
+        read_frames(path.read_bytes() if as_bytes else path, [0], name="list.mp4", time_limit=20)
+    with pytest.raises(av.error.FFmpegError):
+        open_container(path.read_bytes() if as_bytes else str(path))
+    write_clip(tmp_path / "concat:good.mp4|good.mp4", num_frames=7)  # a name of a file like any other
+    assert probe("concat:good.mp4|good.mp4").num_frames == 7
+
+
+def first_frames_decoded(monkeypatch) -> list:
+    """Return a list that grows with each frame that is decoded for a header."""
+    decoded, decode = [], containers._first_frame
+    monkeypatch.setattr(containers, "_first_frame", lambda packet: decoded.append(packet) or decode(packet))
+    return decoded
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_many_pixels_are_refused_before_they_are_decoded(backend, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", 20, 48, 64)
+    decoded = first_frames_decoded(monkeypatch)
+    for source in (str(path), path.read_bytes()):
+        with pytest.raises(
+            VideoError, match=r"a.mp4: cannot be decoded: 1 x 64 x 48 pixels are 3072, more than max_pix"
+        ):
+            open_video(source, name="a.mp4", backend=backend, max_pixels=3071)
+    assert decoded == []
+    options = {"backend": backend, "max_pixels": 4 * 48 * 64}
+    assert read_frames(path, [0, 5, 5, 9, 19], **options).shape == (5, 48, 64, 3)
+    video = open_video(path, **options)
+    monkeypatch.setattr(video._decoder, "read", None)
+    with pytest.raises(VideoError, match=r"5 x 64 x 48 pixels are 15360, more than max_pixels=12288$"):
+        video.read(range(5))
+    with pytest.raises(VideoError, match="15 x 64 x 48 pixels"):
+        read_clip(path, lambda count: range(15), **options)
+    assert read_frames(path, range(20), backend=backend, max_pixels=0).shape == (20, 48, 64, 3)
 
 
 # ---------------------------------------------------------------------- time limit
