@@ -1,8 +1,12 @@
-"""Files that are whole or absent, folders that one process holds, and the folders of the package and of runs."""
+"""Files that are whole or absent, folders that one process holds, names as people may see them, and the folders of the
+package and of runs.
+"""
 
 import logging
 import os
 import socket
+import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,12 @@ PACKAGE = Path(__file__).parent
 RUNS = Path("runs")
 # The file in a folder that says which process holds it.
 LOCK = ".lock"
+# Characters that steer a terminal or a log, by category and by what they do to the direction of a text (Unicode).
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+# ---------------------------------------------------------------------- whole or absent
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,7 +38,42 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{path.name}")
     write(aside)
+    put_in_place(aside, path)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file or folder that is whole its name, after all of it is on the disk, where it outlives a loss of power.
+
+    Its files get the permissions of any new file here: some writers, as that of safetensors, let their owner alone read.
+    """
+    mode = _usual_mode(aside.parent)
+    for file in [aside] if aside.is_file() else [file for file in aside.rglob("*") if file.is_file()]:
+        file.chmod(mode)
+        _flush(file)
+    for folder in [aside, *aside.rglob("*")] if aside.is_dir() else []:
+        if folder.is_dir():
+            _flush(folder)
     os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _usual_mode(folder: Path) -> int:
+    """Return the permissions of a new file. To ask for the mask of the process would be to set it, for all threads."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mode-") as place:
+        probe = Path(place) / "file"
+        probe.touch()
+        return probe.stat().st_mode & 0o777
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# ---------------------------------------------------------------------- held by one process
 
 
 @contextmanager
@@ -72,3 +117,20 @@ def _lock(folder: Path, path: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+# ---------------------------------------------------------------------- names
+
+
+def printable(text: str) -> str:
+    """Return a line of text with the characters that steer a terminal as escapes, such as \\x1b.
+
+    File names and class names come from others, and may hold any.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in _STEERING or unicodedata.bidirectional(character) in _TURNING

@@ -1,10 +1,18 @@
 """everest-hf check-data: look at every video before anything is trained on it."""
 
 import argparse
-import json
 import sys
 
-from .options import PROGRAM, add_command, add_source_options, check_counts, decoding_options, source_options
+from .options import (
+    PROGRAM,
+    add_command,
+    add_source_options,
+    check_counts,
+    decoding_options,
+    print_json,
+    print_text,
+    source_options,
+)
 
 
 def add_parser(commands) -> None:
@@ -33,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     rows = load_videos(args.source, labels_required=False, check_files=False, **source_options(args))
     found = check_videos(rows, workers=args.workers, **decoding)
     summary = summarize(rows, found, clip_frames=args.clip_frames or default_clip_frames(), min_videos=args.min_videos)
-    print(json.dumps(summary, ensure_ascii=False) if args.json else as_text(summary))
+    if args.json:
+        print_json(summary)
+    else:
+        print_text(as_text(summary))
     return 1 if summary["unreadable"] else 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import PROGRAM, add_command
+from .options import PROGRAM, add_command, print_text
 
 CONVERT_FIELDS = (
     "keep_ratio",
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         overrides["image_size"] = args.image_size[0]
     if args.labels:
         overrides["id2label"] = read_labels(args.labels, source)
-    print(convert_checkpoint(source, args.out, **overrides))
+    print_text(str(convert_checkpoint(source, args.out, **overrides)))
     return 0
 
 

@@ -13,6 +13,7 @@ from .options import (
     check_inputs,
     decoding_options,
     print_error,
+    print_text,
     source_options,
 )
 
@@ -51,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     )
     for error in bad:
         print_error(error)
-    print(f"{args.out}: {model.config.hidden_size} values for each of {len(rows) - len(bad)} videos")
+    print_text(f"{args.out}: {model.config.hidden_size} values for each of {len(rows) - len(bad)} videos")
     return 1 if bad else 0

@@ -4,11 +4,12 @@ Neither this file nor that of a command imports anything heavy before its argume
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..files import RUNS
+from ..files import RUNS, printable
 
 PROGRAM = "everest-hf"
 
@@ -20,7 +21,25 @@ def print_error(error: Exception | str) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    tqdm.write(f"{PROGRAM}: error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+    line = printable(" ".join(text.split())) or type(error).__name__
+    tqdm.write(f"{PROGRAM}: error: {line}", file=sys.stderr)
+
+
+def print_text(text: str) -> None:
+    """Print lines on stdout; what would steer the terminal in the names of files and classes is shown as escapes."""
+    from tqdm.auto import tqdm
+
+    tqdm.write("\n".join(printable(line) for line in text.split("\n")), file=sys.stdout)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Print one line of JSON on stdout, in which every character that would steer the terminal is an escape."""
+    from tqdm.auto import tqdm
+
+    text = json.dumps(value, ensure_ascii=False)
+    tqdm.write("".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text), file=sys.stdout)
+    sys.stdout.flush()
 
 
 def add_command(commands, name: str, function, text: str, example: str) -> argparse.ArgumentParser:

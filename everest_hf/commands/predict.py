@@ -1,8 +1,6 @@
 """everest-hf predict: classify videos."""
 
 import argparse
-import json
-import sys
 
 from .options import (
     PROGRAM,
@@ -14,6 +12,8 @@ from .options import (
     check_inputs,
     decoding_options,
     print_error,
+    print_json,
+    print_text,
 )
 
 
@@ -54,15 +54,8 @@ def run(args: argparse.Namespace) -> int:
             failures += 1
             continue
         labels = inference.top_labels(logits, model.config, args.top_k)
-        tqdm.write(_as_json(video, labels) if args.json else _as_text(video, labels), file=sys.stdout)
-        sys.stdout.flush()
+        if args.json:
+            print_json({"video": video, "labels": [{"label": label, "score": score} for label, score in labels]})
+        else:
+            print_text("\n".join([video, *(f"  {score:6.4f}  {label}" for label, score in labels)]))
     return 1 if failures else 0
-
-
-def _as_text(video: str, labels: list[tuple[str, float]]) -> str:
-    return "\n".join([video, *(f"  {score:6.4f}  {label}" for label, score in labels)])
-
-
-def _as_json(video: str, labels: list[tuple[str, float]]) -> str:
-    entries = [{"label": label, "score": score} for label, score in labels]
-    return json.dumps({"video": video, "labels": entries}, ensure_ascii=False)

@@ -9,6 +9,7 @@ from .options import (
     check_counts,
     decoding_options,
     print_error,
+    print_text,
     source_options,
 )
 
@@ -42,9 +43,11 @@ def run(args: argparse.Namespace) -> int:
     done = prepare_videos(args.source, args.out, encoding=Encoding(**chosen), workers=args.workers, **options)
     for error in done.bad:
         print_error(error)
-    print(f"{args.out}: {len(done.made)} videos written, {len(done.kept)} there already, {len(done.bad)} unreadable")
+    print_text(
+        f"{args.out}: {len(done.made)} videos written, {len(done.kept)} there already, {len(done.bad)} unreadable"
+    )
     if done.new_list:
-        print(f"list: {done.new_list}")
+        print_text(f"list: {done.new_list}")
     _print_gain(done)
     return 1 if done.bad else 0
 

@@ -1,7 +1,6 @@
 """everest-hf tune-keep-ratio: which keep ratio to run a classifier at."""
 
 import argparse
-import json
 from pathlib import Path
 
 from ..files import RUNS
@@ -13,6 +12,8 @@ from .options import (
     check_counts,
     decoding_options,
     print_error,
+    print_json,
+    print_text,
     source_options,
 )
 
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     files = keep_ratio.write_report(Path(args.out), summary)
     for bad in summary["unreadable"]:
         print_error(f"{bad['video']}: {bad['reason']}")
-    print(json.dumps(summary, ensure_ascii=False) if args.json else keep_ratio.as_text(summary))
-    if not args.json:
-        print(f"report         {', '.join(map(str, files))}")
+    if args.json:
+        print_json(summary)
+    else:
+        print_text(f"{keep_ratio.as_text(summary)}\nreport         {', '.join(map(str, files))}")
     return 1 if summary["unreadable"] else 0

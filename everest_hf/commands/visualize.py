@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import PROGRAM, add_command, add_decoding_options, add_model_options, check_inputs, decoding_options
+from .options import (
+    PROGRAM,
+    add_command,
+    add_decoding_options,
+    add_model_options,
+    check_inputs,
+    decoding_options,
+    print_text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     decoding = decoding_options(args)
     name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING)
     draw = _draw_reconstruction if inference.architecture_of(name) == inference.PRETRAINING else _draw_kept_tokens
-    print(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out, decoding)}")
+    print_text(f"{args.out}: {draw(name, args.video, args.keep_ratio, args.out, decoding)}")
     return 0
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from ..configuration_everest import EverestConfig
+from ..files import put_in_place
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestModel
 from ..video_processing_everest import EverestVideoProcessor
 from .names import PROJECTION
@@ -351,4 +352,4 @@ def _save_atomically(out: Path, model, processor) -> None:
         processor.save_pretrained(folder)
         if out.is_dir():
             out.rmdir()
-        folder.rename(out)
+        put_in_place(folder, out)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
+from ..video import VideoError
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,7 +79,7 @@ class BadVideos:
 
     def _tell(self, fresh: dict[str, str]) -> None:
         for path, reason in fresh.items():
-            logger.warning("unreadable video replaced: %s: %s", path, reason)
+            logger.warning("unreadable video replaced: %s", VideoError(path, reason))
         if self.path is not None:
             listed = self.path.read_text().splitlines() if self.path.exists() else []
             known = {line.split("\t")[0] for line in listed}

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
-from ..files import held
+from ..files import held, put_in_place
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, frame_indices, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
@@ -260,7 +260,7 @@ def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad
             if target not in bad:
                 name = target.relative_to(path.parent).as_posix()
                 file.write(name + ("" if label is None else f" {label}") + "\n")
-    os.replace(aside / path.name, path)
+    put_in_place(aside / path.name, path)
     return path
 
 
@@ -287,7 +287,7 @@ def _prepare(
         count = transcode(even_frames(source, name, max_pixels), growing, tag, encoding, alive)
         check_written(growing, count)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(growing, target)
+        put_in_place(growing, target)
     except (OSError, av.error.FFmpegError) as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
     return MADE

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
+from ..files import printable
 from ..video import TIME_LIMIT, VideoError
 from ..video.isolation import Overdue, call_within
 from ..video_processing_everest import read_fetched
@@ -199,7 +200,7 @@ def refuse(culprits: list[str], reason: str, error: type[Exception] = ValueError
 def named(culprits: list[str]) -> str:
     """Join the first culprits, and their number where there are more."""
     more = f", … {len(culprits)} in all" if len(culprits) > NAMED_CULPRITS else ""
-    return f"{', '.join(culprits[:NAMED_CULPRITS])}{more}"
+    return f"{printable(', '.join(culprits[:NAMED_CULPRITS]))}{more}"
 
 
 # ---------------------------------------------------------------------- labels

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from ..files import printable
 from . import labels, tables
 from .rows import VIDEO_SUFFIXES, Row, as_dataset, class_names_of, is_video, refuse
 
@@ -222,7 +223,9 @@ def _rows_of_folder(
     if not rows:
         raise ValueError(f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
     if ignored:
-        logger.warning("%s: %d files that are not videos are ignored, e.g. %s", folder, len(ignored), ignored[0])
+        logger.warning(
+            "%s: %d files that are not videos are ignored, e.g. %s", folder, len(ignored), printable(ignored[0])
+        )
     outside = [row.where for row in rows if row.label is None]
     if split is None and not outside:
         _refuse_splits(folder, {name for name, count in classes.items() if count}, classes)

@@ -23,6 +23,7 @@ from ..data import transforms
 from ..data.rows import named
 from ..distributed import all_write, end_together
 from ..modeling_everest import EverestForPreTraining
+from ..video import VideoError
 from .metrics import load_metric
 from .report import write_figures, write_predictions
 
@@ -201,7 +202,7 @@ def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
         names = [config.id2label[i] for i in range(config.num_labels)]
         write_predictions(folder, problem_type_of(config), names, rows, found["scores"], found["labels"])
     for path, reason in sorted(bad.items()):
-        logger.warning("unreadable, counted as wrong: %s: %s", path, reason)
+        logger.warning("unreadable, counted as wrong: %s", VideoError(path, reason))
 
 
 def _on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:

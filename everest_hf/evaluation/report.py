@@ -30,7 +30,7 @@ def write_predictions(
 ) -> None:
     """Write predictions.csv into a folder and, of videos of one class each, confusion.csv and confusion.png.
 
-    Each file is written whole or not at all. names: those of the labels. rows: the videos, in the order of scores
+    Each file is written whole or not at all. A name that begins as a formula does has a ' before it. names: those of the labels. rows: the videos, in the order of scores
     (videos, labels) and labels (videos,) or (videos, labels), on the CPU. A row of scores that is zeros is no answer.
     """
     header, lines = PREDICTED[problem_type](names, scores, labels)
@@ -102,4 +102,19 @@ def _write_confusion(folder: Path, names: Sequence[str], scores: torch.Tensor, l
 
 def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows(lines)
+        csv.writer(file).writerows([_as_cell(value) for value in line] for line in lines)
+
+
+def _as_cell(value: str | int) -> str | int:
+    """Return a value that a table program does not take for a formula: names that look like one get a ' before them."""
+    if isinstance(value, int) or not value.startswith(("=", "+", "-", "@", "\t", "\r")) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

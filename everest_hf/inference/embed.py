@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..data import VideoViews, class_names_of, collate, transforms
 from ..data.rows import paths_of
 from ..data.workers import keep_freed_memory, naming_lost_workers, num_cores
-from ..files import held
+from ..files import held, put_in_place
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
 
@@ -102,8 +102,7 @@ def embed_videos(
         features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
         about = {"model": model.name_or_path, **settings}
         about = {key: json.dumps(value) for key, value in about.items()}
-        _write_whole(parts / out.name, lambda growing: write(growing, features, rows, about))
-        os.replace(parts / out.name, out)
+        _write_whole(out, lambda aside: write(aside, features, rows, about), parts)
         shutil.rmtree(parts)
     return [VideoError(path, reason) for path, reason in features.bad]
 
@@ -168,7 +167,7 @@ def _open_parts(folder: Path, description: dict[str, Any]) -> None:
                 "remove it, or choose another output"
             )
     else:
-        _write_whole(path, lambda growing: growing.write_text(json.dumps(description)))
+        _write_whole(path, lambda aside: aside.write_text(json.dumps(description)))
 
 
 def _part_of(parts: Path, row: int) -> Path:
@@ -177,7 +176,7 @@ def _part_of(parts: Path, row: int) -> Path:
 
 def _write_part(path: Path, features: Features) -> None:
     tensors = {"embeddings": features.embeddings, "index": features.index}
-    _write_whole(path, lambda growing: save_file(tensors, growing, {"bad": json.dumps(features.bad)}))
+    _write_whole(path, lambda aside: save_file(tensors, aside, {"bad": json.dumps(features.bad)}))
 
 
 def _read_part(path: Path) -> Features:
@@ -198,14 +197,14 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a file that has its name when it is whole."""
-    growing = path.with_name(f"{path.name}.growing")
+def _write_whole(path: Path, write: Callable[[Path], Any], place: Path | None = None) -> None:
+    """Let `write` write a file that has its name when it is whole; until then it lies in `place`, or beside it."""
+    aside = (place or path.parent) / f"{path.name}.growing"
     try:
-        write(growing)
+        write(aside)
+        put_in_place(aside, path)
     except (OSError, SafetensorError) as error:  # a full disk, for instance, whose error may not name the file
         raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    os.replace(growing, path)
 
 
 def _digest_of_model(model: nn.Module) -> str:

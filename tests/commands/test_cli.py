@@ -200,6 +200,36 @@ def test_the_score_of_a_single_label_is_its_value():
     assert inference.top_labels(torch.tensor([[31.5]]), config, 5) == [("age", 31.5)]
 
 
+def test_names_cannot_steer_the_terminal(clip, finetuned, tmp_path, capfd):
+    """Escape sequences, a C1 control character, a change of direction and bytes that are no UTF-8, in names."""
+    name = "a\x1b]0;title\x07\x9b31m\u202eb.mp4"
+    shown = "a\\x1b]0;title\\x07\\x9b31m\\u202eb.mp4"
+    good, bad = tmp_path / name, tmp_path / f"bad\udce9{name}"
+    shutil.copy(clip, good)
+    bad.write_bytes(b"no video" * 99)
+    folder = tmp_path / "videos" / "cl\x1b[2Jimb é"
+    folder.mkdir(parents=True)
+    shutil.copy(clip, folder / "a.mp4")
+    shutil.copy(bad, folder / "bad\x1b[2J.mp4")
+    assert cli.main(["predict", str(good), str(bad), "--model", finetuned]) == 1
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path}/{shown}\n")
+    assert f"error: {tmp_path}/bad\\udce9{shown}: cannot be decoded" in err
+    assert cli.main(["predict", str(good), "--model", finetuned, "--json"]) == 0
+    line = capfd.readouterr().out
+    assert json.loads(line)["video"] == str(good)
+    assert line.isascii()
+    assert cli.main(["check-data", str(folder.parent)]) == 1
+    out, err = capfd.readouterr()
+    assert "cl\\x1b[2Jimb é (1)" in out
+    assert "bad\\x1b[2J.mp4: cannot be decoded" in out
+    assert not set("\x1b\x07\x9b\u202e") & set(out + err.replace("\x1b[A", ""))
+    assert cli.main(["check-data", str(folder.parent), "--json"]) == 1
+    assert "cl\\u001b[2Jimb é" in capfd.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"^\S+gone\\x1b\[2J.mp4: no such video file"):
+        load_videos(write_list(tmp_path / "list.txt", [("gone\x1b[2J.mp4", "climb")]))
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated"])
 def test_unreadable_videos_are_named_and_the_others_answered(clip, finetuned, tmp_path, capsys, kind):
     bad = bad_files(tmp_path)[kind]

@@ -214,6 +214,7 @@ def test_what_was_opened_is_not_opened_again_until_it_changes(tmp_path):
         file.write("[" + '"half a line')
     assert len(check_readable(rows, opened=Opened(memory))) == 1
     assert len(check_readable(rows, opened=Opened(memory), backend="pyav")) == 2  # which has not opened it
+    assert len(check_readable(rows, opened=Opened(memory), max_pixels=3000)) == 2  # nor has a smaller limit
     os.utime(path)
     assert len(check_readable(rows, opened=Opened(memory))) == 2
 

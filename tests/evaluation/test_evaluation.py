@@ -235,6 +235,21 @@ def test_the_files_of_an_evaluation(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "confusion.csv", "confusion.png"}
 
 
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    names = ["=1+2", "-jump", "+sit", "@run", "\tlie", "-3.5", "a=b"]
+    rows = Dataset.from_dict({"video": ["=cmd|' /C calc'!A0.mp4", "-b.mp4"]})
+    scores = torch.tensor([[0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06], [0.01, 0.0, 0.0, 0.0, 0.0, 0.9, 0.09]])
+    write_predictions(tmp_path, "single_label_classification", names, rows, scores, torch.tensor([1, 5]))
+    assert read_csv(tmp_path / "predictions.csv")[1:] == [
+        ["'=cmd|' /C calc'!A0.mp4", "'-jump", "'=1+2", "0.3", "'-jump", "'+sit", "'@run", "'\tlie"],
+        ["'-b.mp4", "-3.5", "-3.5", "0.9", "a=b", "'=1+2", "'-jump", "'+sit"],
+    ]
+    confusion = read_csv(tmp_path / "confusion.csv")
+    quoted = ["'=1+2", "'-jump", "'+sit", "'@run", "'\tlie", "-3.5", "a=b"]
+    assert confusion[0] == ["label", *quoted]
+    assert [line[0] for line in confusion[1:]] == quoted
+
+
 def test_a_report_that_fails_leaves_the_one_before(tmp_path):
     rows = Dataset.from_dict({"video": ["a.mp4"]})
     scores, labels = torch.tensor([[0.25, 0.75]]), torch.tensor([1])

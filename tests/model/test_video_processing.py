@@ -15,7 +15,7 @@ from helpers.tiny import tiny_config
 from helpers.videos import bad_files, real_clips, write_clip, write_list
 from transformers import AutoVideoProcessor, pipeline
 
-from everest_hf import EverestForVideoClassification, EverestVideoProcessor
+from everest_hf import EverestForVideoClassification, EverestVideoProcessor, video_processing_everest
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.video import read_frames
@@ -256,11 +256,15 @@ def test_pipeline_gives_the_scores_of_the_evaluation_view(checkpoint, clip, tmp_
         assert scores[model.config.id2label[i]] == pytest.approx(score, abs=1e-6)
 
 
-def test_url_is_read_like_a_file(clip):
+def test_url_is_read_like_a_file_within_limits(clip, monkeypatch):
     handler = partial(SimpleHTTPRequestHandler, directory=str(clip.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         processor = EverestVideoProcessor.from_config(tiny_config())
-        result = pixels(processor, f"http://127.0.0.1:{server.server_port}/a%20clip.mp4")
+        url = f"http://127.0.0.1:{server.server_port}/a%20clip.mp4"
+        result = pixels(processor, url)
+        monkeypatch.setattr(video_processing_everest, "MAX_DOWNLOAD", 2**10)
+        with pytest.raises(ValueError, match=rf"^{url}: cannot be read: the file is larger than \S+ GiB"):
+            processor(url)
         server.shutdown()
     assert torch.equal(result, pixels(processor, str(clip)))

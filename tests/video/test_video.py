@@ -35,6 +35,7 @@ from helpers.videos import (
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
+from everest_hf import video_reading_everest
 from everest_hf.data import VideoClips, VideoViews, load_videos
 from everest_hf.data.transforms import evaluation_crops, finetuning_transform, pretraining_transform
 from everest_hf.data.workers import keep_freed_memory, run_in_processes
@@ -56,7 +57,7 @@ from everest_hf.video import (
     stride_indices,
 )
 from everest_hf.video.isolation import Overdue, call_within
-from everest_hf.video_reading_everest import demuxer, open_container
+from everest_hf.video_reading_everest import SequentialVideo, demuxer, open_container
 
 CODECS = {"clip.mp4": "h264", "clip.avi": "mpeg4", "clip.mkv": "h264", "clip.webm": "vp9"}
 # What the decoder prints on its own about a bad file is not ours to check.
@@ -530,6 +531,7 @@ def test_a_file_that_names_others_opens_none_of_them(kind, as_bytes, tmp_path, m
         open_container(path.read_bytes() if as_bytes else str(path))
     write_clip(tmp_path / "concat:good.mp4|good.mp4", num_frames=7)  # a name of a file like any other
     assert probe("concat:good.mp4|good.mp4").num_frames == 7
+    assert SequentialVideo("concat:good.mp4|good.mp4").num_frames == 7
 
 
 def first_frames_decoded(monkeypatch) -> list:
@@ -558,6 +560,19 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(backend, tmp_path, 
     with pytest.raises(VideoError, match="15 x 64 x 48 pixels"):
         read_clip(path, lambda count: range(15), **options)
     assert read_frames(path, range(20), backend=backend, max_pixels=0).shape == (20, 48, 64, 3)
+
+
+def test_so_they_are_where_a_checkpoint_reads_alone(tmp_path, monkeypatch):
+    path = str(write_clip(tmp_path / "a.mp4", 20, 48, 64))
+    monkeypatch.setattr(video_reading_everest, "MAX_PIXELS", 4 * 48 * 64)
+    video = SequentialVideo(path)
+    assert video.read([0, 5, 5, 9, 19]).shape == (5, 48, 64, 3)
+    monkeypatch.setattr(video_reading_everest, "decode_in_order", None)
+    with pytest.raises(ValueError, match=r"^5 x 64 x 48 pixels are 15360, more than max_pixels=12288$"):
+        video.read(range(5))
+    monkeypatch.setattr(video_reading_everest, "MAX_PIXELS", 3071)
+    with pytest.raises(ValueError, match=r"^1 x 64 x 48 pixels are 3072, more than max_pixels=3071$"):
+        SequentialVideo(path)
 
 
 # ---------------------------------------------------------------------- time limit

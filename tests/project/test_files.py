@@ -1,0 +1,93 @@
+"""Files that are whole or absent: their permissions, and that they are on the disk before they have their names."""
+
+import os
+import stat
+
+import pytest
+import torch
+from helpers.tiny import tiny_config
+from helpers.videos import write_class_folders
+from safetensors.torch import save_file
+
+from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli
+from everest_hf.data.synthetic import MotionVideos, write_motion_videos
+from everest_hf.files import printable, put_in_place, write_whole
+
+
+@pytest.fixture
+def mask():
+    """A mask of permissions that is not the usual one."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def permissions(path) -> str:
+    return stat.filemode(path.stat().st_mode)
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """What is flushed and what is renamed, in that order, as ("flush" or "rename", path)."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def flush(number):
+        calls.append(("flush", os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    def rename(old, new):
+        calls.append(("rename", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    return calls
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, order, mask):
+    path = tmp_path / "weights.safetensors"
+    write_whole(path, lambda aside: save_file({"a": torch.ones(3)}, aside))
+    aside = str(tmp_path / ".partial-weights.safetensors")
+    assert order == [("flush", aside), ("rename", str(path)), ("flush", str(tmp_path))]
+    assert permissions(path) == "-rw-r-----"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_so_are_all_files_of_a_folder(tmp_path, order, mask):
+    aside = tmp_path / "aside"
+    (aside / "state").mkdir(parents=True)
+    save_file({"a": torch.ones(3)}, aside / "state" / "a.safetensors")
+    (aside / "b").write_text("b")
+    put_in_place(aside, tmp_path / "whole")
+    place = order.index(("rename", str(tmp_path / "whole")))
+    wanted = {aside, aside / "state", aside / "state" / "a.safetensors", aside / "b"}
+    assert {path for _, path in order[:place]} == set(map(str, wanted))
+    assert order[-1] == ("flush", str(tmp_path))
+    assert permissions(tmp_path / "whole" / "state" / "a.safetensors") == "-rw-r-----"
+
+
+def test_what_commands_write_has_the_usual_permissions(tmp_path, capsys):
+    """Others may read what they may read of any new file."""
+    config = tiny_config()
+    EverestForVideoClassification(config).save_pretrained(tmp_path / "model")
+    EverestVideoProcessor.from_config(config).save_pretrained(tmp_path / "model")
+    videos = write_class_folders(tmp_path / "videos", videos_per_class=1)
+    out = tmp_path / "features.safetensors"
+    assert cli.main(["embed", str(videos), str(out), "--model", str(tmp_path / "model")]) == 0
+    assert cli.main(["prepare", str(videos), str(tmp_path / "small")]) == 0
+    (tmp_path / "any").touch()
+    written = [out, *(path for path in (tmp_path / "small").rglob("*") if path.is_file())]
+    assert len(written) == 3
+    assert {permissions(path) for path in written} == {permissions(tmp_path / "any")}
+
+
+def test_a_set_of_videos_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    present, sync = [], os.sync
+    monkeypatch.setattr(os, "sync", lambda: present.append((tmp_path / "set").exists()) or sync())
+    write_motion_videos(tmp_path / "set", MotionVideos(num_train=2, num_val=1))
+    assert present == [False]
+
+
+def test_what_steers_a_terminal_is_escaped():
+    assert printable("é 日本\u3000👩\u200d🔬 a_b") == "é 日本\u3000👩\u200d🔬 a_b"
+    assert printable("\x1b[2J\x9b\r\n\t\x7f\0\u2028\u202e\udce9") == r"\x1b[2J\x9b\r\n\t\x7f\x00\u2028\u202e\udce9"
