@@ -10,9 +10,11 @@ and a folder `examples` of videos to choose from; without it, those of the quick
 
 import argparse
 import os
+import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -22,9 +24,19 @@ from everest_hf.cost import clip_cost
 from everest_hf.data import VIDEO_SUFFIXES
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
 from everest_hf.inference import CLASSIFICATION, chosen_model, load_checkpoint, read_view, to_uint8, top_labels
+from everest_hf.video import probe
+from everest_hf.video.encoding import Encoding, even_frames, transcode
+from everest_hf.video.isolation import Overdue, call_within
 from everest_hf.visualize import kept_token_panels, write_animation
 
 LARGEST_FILE = 200 * 2**20  # bytes
+# Seconds that a request may take, and how many may wait for their turn.
+REQUEST_SECONDS, LONGEST_QUEUE = 60.0, 20
+# Seconds from one look for files of the page that are to be deleted to the next, and after which they are.
+CACHE_SECONDS = (600, 3600)
+# What browsers play: suffix and codec. The rest is shown as H.264 of this size.
+PLAYED = {(".mp4", "h264"), (".m4v", "h264"), *((".webm", codec) for codec in ("vp8", "vp9", "av1"))}
+SHOWN = Encoding(short_side=360)
 SHOWN_LABELS = 5
 # Rounds of a measurement: those that do not count, and how many do, by how long they take.
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 1, 1, 10, 2.0
@@ -37,23 +49,24 @@ class Demo:
         self.name = name
         self.model, self.processor = load_checkpoint(name, CLASSIFICATION)
 
-    def run(self, video: str | None, keep_ratio: float):
-        """Return labels and scores at the keep ratio, the same of the dense model, the animation, and the figures."""
-        if video is None:
-            raise gr.Error("Choose a video first.", print_exception=False)
-        pixel_values = self._read(video)
-        sparse, dense = self._measure(pixel_values, (keep_ratio, 1.0))
-        return self._labels(sparse), self._labels(dense), self._animation(pixel_values, sparse), _table(sparse, dense)
+    def run(self, video: str | None, keep_ratio: float) -> Iterator[tuple]:
+        """Yield once labels and scores at the keep ratio, the same of the dense model, the animation, and the figures.
 
-    def _read(self, video: str) -> torch.Tensor:
-        """Return pixel values (1, T, C, H, W); what is wrong with the file is a message on the page."""
-        if os.path.getsize(video) > LARGEST_FILE:
-            raise gr.Error(f"This file is larger than {LARGEST_FILE >> 20} MiB.", print_exception=False)
-        try:
-            return read_view(self.processor, video)[0]
-        except (ValueError, OSError) as error:
-            reason = str(error).replace(f"{Path(video).parent}{os.sep}", "")
-            raise gr.Error(f"This is not a video that can be read. {reason}", print_exception=False) from error
+        Where there is no result, a message stands in the place of the figures, and nothing in the others. A generator,
+        as the page then has its own copy of the animation before the folder that it is written to is removed.
+        """
+        with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
+            if video is None:
+                yield None, None, None, "Choose a video first."
+                return
+            result, message = _answer(video, self._classify, video, keep_ratio, Path(folder))
+            yield result or (None, None, None, message)
+
+    def _classify(self, video: str, keep_ratio: float, folder: Path) -> tuple:
+        pixel_values = read_view(self.processor, video)[0]  # (1, T, C, H, W)
+        sparse, dense = self._measure(pixel_values, (keep_ratio, 1.0))
+        animation = self._animation(pixel_values, sparse, folder)
+        return self._labels(sparse), self._labels(dense), animation, _table(sparse, dense)
 
     @torch.inference_mode()
     def _measure(self, pixel_values: torch.Tensor, keep_ratios: tuple[float, ...]) -> list[dict]:
@@ -88,8 +101,8 @@ class Demo:
         return dict(top_labels(measured["logits"], self.model.config, SHOWN_LABELS))
 
     @torch.inference_mode()
-    def _animation(self, pixel_values: torch.Tensor, sparse: dict) -> str:
-        """Write the kept tokens as a video and return its path."""
+    def _animation(self, pixel_values: torch.Tensor, sparse: dict, folder: Path) -> str:
+        """Write the kept tokens as a video into a folder and return its path."""
         embeddings = self.model.everest.embeddings
         embedded = embeddings(pixel_values.to(self.model.device), keep_ratio=sparse["keep_ratio"], output_scores=True)
         slots = None if embedded.slots is None else embedded.slots[0]
@@ -100,9 +113,40 @@ class Demo:
             self.model.config,
             slots,
         )
-        path = Path(tempfile.mkdtemp(prefix="everest-")) / "kept-tokens.mp4"
+        path = folder / "kept-tokens.mp4"
         write_animation(panels, path)
         return str(path)
+
+
+def show(video: str | None) -> Iterator[tuple[str | None, str]]:
+    """Yield once the path of a video that browsers play and shows what `video` does, and a message where there is none."""
+    with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
+        yield (None, "") if video is None else _answer(video, _playable, video, Path(folder))
+
+
+def _playable(video: str, folder: Path) -> str:
+    """Return the path of a video, or of what is written into the folder where browsers do not play it."""
+    if (Path(video).suffix.lower(), probe(video).codec) in PLAYED:
+        return video
+    path, start = folder / "shown.mp4", time.monotonic()
+
+    def check_time() -> None:
+        if time.monotonic() - start > REQUEST_SECONDS:
+            raise Overdue  # nobody waits any more
+
+    transcode(even_frames(video, video), path, "", SHOWN, check_time)
+    return str(path)
+
+
+def _answer(video: str, function: Callable, *args) -> tuple:
+    """Return function(*args) and no message; None and a message where the video is bad, or takes too long."""
+    try:
+        return call_within(REQUEST_SECONDS, function, *args), ""
+    except Overdue:
+        return None, f"This takes longer than {REQUEST_SECONDS:g} seconds; choose a shorter or smaller video."
+    except (ValueError, OSError) as error:
+        reason = str(error).replace(f"{Path(video).parent}{os.sep}", "")
+        return None, f"This is not a video that can be read. {reason}"
 
 
 def _table(sparse: dict, dense: dict) -> str:
@@ -114,25 +158,28 @@ def _table(sparse: dict, dense: dict) -> str:
     return "\n".join([*lines, "", f"**{speed:.1f} × as fast as dense**, measured on this clip."])
 
 
-def example_videos(folder: Path) -> dict[str, str]:
-    """Return the videos to choose from, by name: those of a folder; where it is not there, the quickstart's kind."""
+def example_videos(folder: Path, place: Path) -> dict[str, str]:
+    """Return the videos to choose from, by name: those of a folder; where it is not there, the quickstart's kind, which
+    are written into `place`.
+    """
     if folder.is_dir():
         return {path.name: str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}
     spec = MotionVideos(num_train=1, num_val=len(DIRECTIONS))
-    made = write_motion_videos(Path(tempfile.mkdtemp(prefix="everest-")) / "motion", spec)
+    made = write_motion_videos(place / "motion", spec)
     return {path.parent.name: str(path) for path in sorted(made.glob("val/*/*.mp4"))}
 
 
 def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
     """Return the page; examples: paths of videos by name."""
     ratio = demo.model.config.keep_ratio
-    with gr.Blocks(title="EVEREST") as page:
+    with gr.Blocks(title="EVEREST", delete_cache=CACHE_SECONDS) as page:
         gr.Markdown(
             f"# EVEREST\nA video classifier that works on the tokens that change over time. Model: `{demo.name}`."
         )
         with gr.Row():
             with gr.Column():
-                video = gr.Video(label="Video", sources=["upload"])
+                video = gr.File(label="Video", file_types=list(VIDEO_SUFFIXES), height=120)
+                shown = gr.Video(show_label=False, interactive=False)
                 keep_ratio = gr.Slider(0.05, 1.0, value=ratio, step=0.05, label="Keep ratio")
                 button = gr.Button("Classify", variant="primary")
                 if examples:
@@ -144,11 +191,12 @@ def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
                 figures = gr.Markdown()
         gr.Markdown("### Kept tokens and motion scores")
         kept = gr.Video(show_label=False, autoplay=True, loop=True)
+        video.change(show, video, [shown, figures])
         inputs, outputs = [video, keep_ratio], [sparse, dense, kept, figures]
         button.click(demo.run, inputs, outputs)
         # While it is dragged, only the last value waits for its turn.
         keep_ratio.input(demo.run, inputs, outputs, trigger_mode="always_last", show_progress="hidden")
-    return page
+    return page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1)
 
 
 def main() -> None:
@@ -157,9 +205,11 @@ def main() -> None:
     parser.add_argument("--examples", type=Path, help="folder of videos to choose from [examples, beside this file]")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: temporary files are removed
     demo = Demo(chosen_model(args.model, CLASSIFICATION))
-    examples = example_videos(args.examples or Path(__file__).with_name("examples"))
-    build_page(demo, examples).launch(server_port=args.port)
+    with tempfile.TemporaryDirectory(prefix="everest-") as place:
+        examples = example_videos(args.examples or Path(__file__).with_name("examples"), Path(place))
+        build_page(demo, examples).launch(server_port=args.port, max_file_size=LARGEST_FILE)
 
 
 if __name__ == "__main__":

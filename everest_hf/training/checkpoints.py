@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from ..data import differences
 from ..distributed import WRITE_ERRORS, all_write, end_together, first_line
+from ..files import put_in_place
 from ..video_processing_everest import EverestVideoProcessor
 from .integrity import checkpoints_in, files_in, find_checkpoint, read_progress, write_progress
 from .optim import MovingAverage, averaged
@@ -99,7 +100,7 @@ class Checkpoints:
             shutil.rmtree(partial_folder, ignore_errors=True)
             raise
         if self.accelerator.is_main_process:
-            partial_folder.rename(self.folder / f"step-{step:08d}")
+            put_in_place(partial_folder, self.folder / f"step-{step:08d}")
             for old in set(self.all()[: -self.keep]) - {self.best()}:
                 _remove(old)
         self.saved = True
@@ -274,6 +275,6 @@ def save_final_model(accelerator, model, processor, folder: Path, average: Movin
     all_write(f"the model in {folder}", save_model, accelerator, model, processor, partial_folder, average)
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
-        partial_folder.rename(final)
+        put_in_place(partial_folder, final)
     accelerator.wait_for_everyone()
     return final
