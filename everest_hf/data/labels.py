@@ -30,7 +30,7 @@ def check_texts(rows: list[Row], problem_type: str, *, learned: bool) -> None:
     tell = refuse if learned else warn
     first: dict[str, Row] = {}
     for row in rows:
-        for text in labels_in(row, problem_type):
+        for text in filter(None, labels_in(row, problem_type)):  # what is empty is refused as such
             first.setdefault(text, row)
     tell(
         [f"{row.where} ({text!r})" for text, row in first.items() if _NO_INTEGER.fullmatch(text)],
@@ -56,7 +56,7 @@ def _are_marks_of_hmdb51(rows: list[Row], labels: set[str]) -> bool:
         folder, _, name = row.path.rpartition(os.sep)
         if not _HMDB51.fullmatch(name):
             return False
-        of_folder[folder].add(row.label)
+        of_folder[folder].add(str(row.label))
     return any(len(labels) > 1 for labels in of_folder.values())  # classes would have a folder, and a label, each
 
 

@@ -1,4 +1,4 @@
-"""A source of videos by its name: list files and folders here, what `datasets` opens in tables.py."""
+"""A source of videos: list files and folders here, what `datasets` opens or holds in tables.py."""
 
 import logging
 import os
@@ -38,11 +38,12 @@ def load_videos(
 
     - a list file with "path label" a line, split at the last blank, so that a path may contain blanks; a label is an
       integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
-    - a folder with a folder of videos for each class; `split` then names a sub-folder such as "train";
+    - a folder with a folder of videos for each class, links followed; `split` then names a sub-folder such as "train";
     - a data set (see `everest_hf.data.tables`): parquet, arrow or webdataset .tar files by path or pattern, a
       folder of them, a folder of `save_to_disk`, or a name on the Hub, "owner/name" or "owner/name:config". `split`
       is needed where there are several, `video_column` and `label_column` where the columns are not told by their
-      names and types; "json.label" is a field of a column.
+      names and types; "json.label" is a field of a column;
+    - a data set in memory: a datasets.Dataset or DatasetDict, or a pandas DataFrame.
 
     With labels_required=False a list may be paths alone, a folder need not have class folders, a data set no labels;
     `label` is there where every row has one. `class_names` (those of the training set, or of a checkpoint) fixes the
@@ -55,7 +56,9 @@ def load_videos(
     Raises:
         FileNotFoundError: source or videos are missing; the first few are named.
         ValueError: no rows, no such split or column, a row without label, a label out of range, unknown or no number,
-            a suffix that is not a video's.
+            a suffix that is not a video's. With labels_required also labels that cannot be meant (see
+            `everest_hf.data.labels`) and, without class_names, an empty class folder; otherwise these are warnings.
+        TypeError: source is none of these.
     """
     name, root, table = _open(source, data_root, split, video_column)
     videos, declared, is_folder = None, class_names, table is None and os.path.isdir(name)

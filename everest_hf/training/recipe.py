@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -142,6 +143,8 @@ class Recipe:
         for option in fields(self):
             _check_type(option, getattr(self, option.name))
             _require_finite(option.name, getattr(self, option.name))
+        self.output_dir = os.path.expanduser(self.output_dir)  # which no shell has done in a file
+        self.model = self.model and os.path.expanduser(self.model)
         _check_names(self.config, CONFIG_FIELDS, "config")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -314,6 +314,10 @@ def test_labels_of_every_kind(folder, tmp_path):
     # Test splits have -1 where the label is not told.
     assert labels([-1, -1, -1, -1], ClassLabel(names=NAMES), labels_required=False) == (None, None)
     assert labels(lists, List(Value("int64")), labels_required=False) == (None, None)
+    for hole in ([[0], [None], [1], [1]], [["a"], ["b", None], ["b"], ["b"]]):
+        feature = List(Value("int64" if hole[0] == [0] else "string"))
+        with pytest.raises(ValueError, match=r"set\.parquet row 1 \(\[.*None\]\): an empty name among the labels"):
+            labels(hole, feature, **several)
 
 
 @pytest.mark.parametrize(

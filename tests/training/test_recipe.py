@@ -320,3 +320,10 @@ def test_differences_are_those_that_change_a_run():
         None, {"train": "videos", "epochs": 50, "config": {"patch_size": 8}, "num_workers": 7, "overwrite": True}
     )
     assert recipe.differences(other) == ["config", "epochs"]
+
+
+def test_paths_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "recipe.yaml").write_text("train: videos\noutput_dir: ~/runs/one\nmodel: ~/encoder\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.output_dir, recipe.model) == ("/home/somebody/runs/one", "/home/somebody/encoder")
