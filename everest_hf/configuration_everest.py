@@ -160,8 +160,8 @@ class EverestConfig(PretrainedConfig):
         Raises:
             ValueError: as the class, or the dict is of another type of model, of whose weights none would be loaded.
         """
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
+        found = config_dict.get("model_type") or cls.model_type
+        if found not in (cls.model_type, EverestConfig.model_type):
             hint = "; from_videomae loads it, and everest-hf convert makes a checkpoint" if found == "videomae" else ""
             raise ValueError(f"model_type is {found!r}; {cls.__name__} is for {cls.model_type!r}{hint}")
         result = super().from_dict(config_dict, **kwargs)
@@ -376,8 +376,12 @@ def problem_type_of(config: EverestConfig, labels=None) -> str:
     """Return the problem type of a classifier: the config's, or else what its loss infers from the tensor `labels`.
 
     One label is regression; of more, floats are multi-label, and integers, or no labels, single-label.
+
+    Raises:
+        ValueError: the config's, which can be set, is none.
     """
     if config.problem_type is not None:
+        _check_choice("problem_type", config.problem_type, PROBLEM_TYPES)
         return config.problem_type
     if config.num_labels == 1:
         return "regression"

@@ -681,6 +681,8 @@ def test_a_folder_of_videomae_is_no_checkpoint_of_everest(tmp_path, classifier):
             ValueError, match="model_type is 'videomae'; EverestConfig is for 'everest'; from_videomae"
         ):
             cls.from_pretrained(tmp_path)
+    own_type = type("OwnConfig", (EverestConfig,), {"model_type": "own"})
+    assert own_type.from_dict(EverestConfig(keep_ratio=0.5).to_dict()).keep_ratio == 0.5
 
 
 def test_folders_that_are_no_checkpoints(tmp_path, classifier):

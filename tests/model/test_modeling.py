@@ -962,6 +962,15 @@ def test_a_compiled_loss_tells_the_config_too():
         assert model.config.problem_type == "multi_label_classification"
 
 
+def test_a_problem_type_that_is_none_has_no_loss():
+    model = head_with(LOGITS)
+    model.config.problem_type = "clustering"
+    with pytest.raises(
+        ValueError, match=r"EverestConfig\.problem_type is 'clustering'; it must be one of 'regression', "
+    ):
+        model(clips(), labels=torch.tensor([1, 2]))
+
+
 def test_labels_of_another_kind_than_the_first_are_refused():
     model = head_with(LOGITS)
     model(clips(), labels=torch.rand(2, 3))
