@@ -29,6 +29,7 @@ from everest_hf.data import BadVideos
 from everest_hf.data.workers import naming_lost_workers
 from everest_hf.distributed import main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
+from everest_hf.files import printable
 from everest_hf.hub import Uploads
 from everest_hf.hub.card import RunFacts, hardware_of, write_card
 from everest_hf.training import build, loaders, logging, quickstart
@@ -187,7 +188,8 @@ def run_quickstart(options: dict, state: PartialState) -> None:
             print(quickstart.summarise(stages))
 
 
-def run(path: Path | None, options: dict, state: PartialState) -> None:
+def start(path: Path | None, options: dict, state: PartialState) -> None:
+    """Do what the command line asks for: the quickstart, a dry run, an evaluation or a training."""
     if path is None and not {"train", "eval_only", "dry_run"} & options.keys():
         run_quickstart(options, state)
         return
@@ -204,11 +206,12 @@ def main() -> None:
     try:
         path, options = main_first(state, parse_command_line)
         with naming_lost_workers():
-            run(path, options, state)
+            start(path, options, state)
         state.destroy_process_group()  # whose threads must not outlive the interpreter
     except (ValueError, OSError) as error:
-        tell_launcher(f"error: {error}")
-        sys.exit(f"error: {error}")
+        message = f"error: {printable(str(error))}"
+        tell_launcher(message)
+        sys.exit(message)
     except KeyboardInterrupt:
         if state.is_main_process:
             print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)

@@ -66,6 +66,8 @@ def _usual_mode(folder: Path) -> int:
 
 
 def _flush(path: Path) -> None:
+    if os.name == "nt":  # Windows flushes neither folders nor files that are open for reading
+        return
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

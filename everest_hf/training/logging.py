@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..files import write_whole
+
 logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
@@ -92,9 +94,8 @@ class RunLog:
             kept = [line for line in self.read() if line["step"] <= step]
             if finished:
                 kept = [line for line in kept if line["step"] < step or "loss" in line]
-            aside = self.path.with_suffix(".partial")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            aside.replace(self.path)
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_whole(self.path, lambda aside: aside.write_text(text))
 
 
 def check_tracker(name: str) -> None:
