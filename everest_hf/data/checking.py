@@ -75,8 +75,9 @@ def _try_open(
 
 
 class Opened:
-    """The videos that were opened before, and how many frames each has: by path, size, time of change, decoder and max_pixels.
+    """The videos that were opened before, and how many frames each has.
 
+    A video is known by its path, size and time of change, and by the decoder and max_pixels that it was opened with.
     path: the file that remembers them, a JSON list a line, or None. What is in no file of its own is not remembered.
     """
 

@@ -30,8 +30,9 @@ def write_predictions(
 ) -> None:
     """Write predictions.csv into a folder and, of videos of one class each, confusion.csv and confusion.png.
 
-    Each file is written whole or not at all. A name that begins as a formula does has a ' before it. names: those of the labels. rows: the videos, in the order of scores
-    (videos, labels) and labels (videos,) or (videos, labels), on the CPU. A row of scores that is zeros is no answer.
+    Each file is written whole or not at all. A name that begins as a formula does has a ' before it. names: those of
+    the labels. rows: the videos, in the order of scores (videos, labels) and labels (videos,) or (videos, labels), on
+    the CPU. A row of scores that is zeros is no answer.
     """
     header, lines = PREDICTED[problem_type](names, scores, labels)
     paths = [_path_of(row["video"], i) for i, row in enumerate(rows.select_columns("video"))]

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from helpers.commands import log_of, train
 from helpers.forgery import Evil, reseal
-from helpers.videos import write_class_folders
 from safetensors.torch import load_file, save_file
-from test_resume import CLASSES, FINETUNE, RECIPE, assert_same_end, steps_of
+from test_resume import assert_same_end, steps_of, write_place
 
 from everest_hf.data import differences, identity_of, load_videos
 from everest_hf.training.integrity import find_checkpoint
@@ -21,13 +19,7 @@ from everest_hf.training.integrity import find_checkpoint
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_class_folders(folder / "videos" / "train", CLASSES, 3)
-    write_class_folders(folder / "videos" / "val", CLASSES, 1)
-    pretrain = {**RECIPE, "config": {k: v for k, v in RECIPE["config"].items() if k != "num_labels"}}
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump({**pretrain, "epochs": 1, "warmup_epochs": 0}))
-    (folder / "finetune.yaml").write_text(yaml.safe_dump({**FINETUNE, "epochs": 1, "warmup_epochs": 0}))
-    return folder
+    return write_place(tmp_path_factory.mktemp("place"), epochs=1, warmup_epochs=0)
 
 
 @pytest.fixture(scope="module")

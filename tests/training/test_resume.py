@@ -52,15 +52,19 @@ FINETUNE = {
 FINETUNE["config"].pop("num_labels")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
+def write_place(folder: Path, **values) -> Path:
+    """Write videos and the recipes of both tasks, in which `values` differ, into a folder and return it."""
     write_class_folders(folder / "videos" / "train", CLASSES, 3)
     write_class_folders(folder / "videos" / "val", CLASSES, 1)
     pretrain = {**RECIPE, "config": {k: v for k, v in RECIPE["config"].items() if k != "num_labels"}}
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump(pretrain))
-    (folder / "finetune.yaml").write_text(yaml.safe_dump(FINETUNE))
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump({**pretrain, **values}))
+    (folder / "finetune.yaml").write_text(yaml.safe_dump({**FINETUNE, **values}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return write_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")
