@@ -200,8 +200,8 @@ class Bar:
         if wait_is_long and not self.advised and not self.bar.disable:
             self.advised = True
             self.bar.write(
-                f"{figures['data_wait']:.0%} of the time is spent waiting for data: raise --num_workers, shrink the "
-                "videos once with `everest-hf prepare`, or take the fastest decoder, --video_backend auto"
+                f"{figures['data_wait']:.0%} of the time is spent waiting for data: raise --num_workers, or shrink "
+                "the videos once with `everest-hf prepare`"
             )
 
     def __enter__(self) -> "Bar":
