@@ -202,7 +202,9 @@ def test_of_what_is_new_in_a_model_only_more_than_the_head_is_reported(place, tm
         logger.removeHandler(reports)
     assert not any("LOAD REPORT" in record.getMessage() for record in reports.buffer)
     said = f"model {tmp_path / 'model'} has no decoder: a new one is trained"
-    assert capsys.readouterr().out.splitlines() == [said] * (cls is not EverestForPreTraining)
+    printed = capsys.readouterr().out.splitlines()
+    ours = [line for line in printed if "real_accelerator" not in line]  # which DeepSpeed prints when it is imported
+    assert ours == [said] * (cls is not EverestForPreTraining)
 
 
 def test_help_ends_all_processes_well(place):
