@@ -75,20 +75,31 @@ def _end_when_parent_says() -> None:
 
 @contextmanager
 def naming_lost_workers() -> Iterator[None]:
-    """Say in one line that a process of a DataLoader was killed: PyTorch raises that wherever the main thread is then.
+    """Say in one line that a process of a DataLoader was killed.
+
+    PyTorch raises that error in a signal handler, so wherever the main thread is at that moment. In a finalizer, where
+    Python would print a traceback and go on, it is left out: the next read of the loader raises it again.
 
     Raises:
         OSError: a process that decodes was killed.
     """
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None if _is_of_lost_worker(unraisable.exc_value) else report(unraisable)
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not _is_of_lost_worker(error):
             raise
         raise OSError(
             "a process that decodes was killed, for want of memory or by a damaged video; "
             "`everest-hf check-data` names such videos"
         ) from error
+    finally:
+        sys.unraisablehook = report
+
+
+def _is_of_lost_worker(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 # ---------------------------------------------------------------------- a function on many items
@@ -108,7 +119,8 @@ def run_in_processes(
     """Yield (i, function(items[i], alive)) as the results come, or (i, LostProcess) where its process was lost.
 
     `workers` processes run at a time, by default one a core. One that is silent for `patience` seconds (0: for ever)
-    counts as hung; a call that may take longer calls alive() in between. An exception of the function ends all processes and is raised here.
+    counts as hung; a call that may take longer calls alive() in between. An exception of the function ends all
+    processes and is raised here.
     """
     todo = iter(enumerate(items))
     idle: list[_Worker] = []

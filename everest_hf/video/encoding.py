@@ -12,7 +12,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ..video_reading_everest import MAX_PIXELS, check_pixels, open_container
+from ..video_reading_everest import MAX_PIXELS, check_pixels, demuxer
 from .errors import VideoError
 
 # Frames a second of a video that does not tell.
@@ -58,12 +58,8 @@ DEFAULT_ENCODING = Encoding()
 def even_frames(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Iterator[av.VideoFrame]:
     """Yield the frames of a video, upright; frame i is at the time i / rate. max_pixels: of one frame (0: no limit)."""
     try:
-        with open_container(source) as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise ValueError("there is no video in it")
+        with demuxer(source) as (container, stream):
             check_pixels(1, stream.codec_context.height, stream.codec_context.width, max_pixels)
-            stream.codec_context.thread_count = 1  # the processes are the parallelism
             # Annotated as another class from one version of PyAV to the next.
             rate: Any = stream.average_rate or DEFAULT_FPS
             time_base = 1 / Fraction(rate).limit_denominator(1001)

@@ -4,6 +4,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from everest_hf.data.workers import LostProcess, map_videos, num_cores, run_in_processes
+from everest_hf.data.workers import LostProcess, map_videos, naming_lost_workers, num_cores, run_in_processes
 from everest_hf.video import VideoError
 
 
@@ -120,3 +121,21 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
 def test_work_goes_to_several_processes(tmp_path):
     list(run_in_processes(partial(touch, str(tmp_path)), range(4), workers=2))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_worker_that_is_lost_while_an_object_is_deleted_prints_nothing(monkeypatch):
+    """PyTorch's signal handler raises in whatever runs; what a finalizer raises, Python only reports."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(str(unraisable.exc_value)))
+
+    class Interrupted:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    with naming_lost_workers():
+        Interrupted("DataLoader worker (pid 1) is killed by signal: Killed.")
+        Interrupted("another fault")
+    assert reported == ["another fault"]

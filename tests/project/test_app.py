@@ -10,7 +10,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import httpx
 import pytest
 from helpers.tiny import tiny_config
 from helpers.videos import write_clip
@@ -20,6 +19,7 @@ from everest_hf.data.synthetic import DIRECTIONS
 from everest_hf.video import probe
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+httpx = pytest.importorskip("httpx", reason="it comes with gradio")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ from everest_hf.cli import main
 from everest_hf.data import VideoViews
 from everest_hf.inference import top_labels
 from everest_hf.video import open_video
+from everest_hf.video.encoding import even_frames
 from everest_hf.video_reading_everest import SequentialVideo
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the program ffmpeg is not installed")
@@ -108,7 +109,8 @@ def test_the_cover_of_music_is_no_video(tmp_path, suffix):
     music = tmp_path / f"music.{suffix}"
     sound = ["-f", "lavfi", "-i", "sine=duration=1", "-i", str(cover), "-map", "0", "-map", "1", "-c:v", "copy"]
     ffmpeg(*sound, "-disposition:v:0", "attached_pic", "-shortest", str(music))
-    for read in (open_video, EverestVideoProcessor()):
+    readers = (open_video, EverestVideoProcessor(), lambda path: next(even_frames(path, path)))
+    for read in readers:
         with pytest.raises(ValueError, match=f"music.{suffix}: .*its only picture is a cover$"):
             read(str(music))
 
