@@ -95,7 +95,10 @@ def test_a_file_of_sound_alone_is_unreadable(tmp_path):
         container.mux(sound.encode(samples))
         container.mux(sound.encode())
     (error,) = prepare_videos(tmp_path / "in", tmp_path / "out").bad
-    assert str(error) == f"{tmp_path}/in/a.mp4: cannot be decoded: not a video: it has no stream of pictures, or one of an unknown kind"
+    assert (
+        str(error)
+        == f"{tmp_path}/in/a.mp4: cannot be decoded: not a video: it has no stream of pictures, or one of an unknown kind"
+    )
 
 
 def test_sound_is_left_out(tmp_path):
