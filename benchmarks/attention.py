@@ -4,7 +4,7 @@
 
 Run through the functions that the model runs, on queries, keys and values laid out as the model lays them out. The
 token counts of ViT-B/16 on 16 x 224 x 224: seen in pre-training 156, decoded 470, fine-tuning 940, dense 1568. What
-comes out decides `attention_function` in modeling_everest.py.
+comes out decides `blocks_are_faster` in kernels_everest.py.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from everest_hf.modeling_everest import blocked_attention_forward, eager_attention_forward
+from everest_hf.kernels_everest import blocked_attention_forward
+from everest_hf.modeling_everest import eager_attention_forward
 
 IMPLEMENTATIONS = {
     "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"],

@@ -4,7 +4,7 @@
 
 "whole": for all clips of a batch at once, and the activation's output beside its input. "in place": the output takes
 the place of the input. "in blocks": that, for a few clips at a time, as the model does it. Page faults are those of a
-step: pages that the system maps and clears anew. What comes out decides `EverestMLP` in modeling_everest.py.
+step: pages that the system maps and clears anew. What comes out decides `mlp_forward` in kernels_everest.py.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import torch
 from steps import SIZES, Case, Step
 from tqdm import tqdm
 
-from everest_hf import modeling_everest
+from everest_hf import kernels_everest
 
-BLOCKS = modeling_everest._TOKENS_AT_A_TIME
+BLOCKS = kernels_everest.TOKENS_AT_A_TIME
 
 
 def page_faults() -> int:
@@ -34,7 +34,7 @@ def build_call(step: Step, tokens_at_a_time: int, in_place: bool, faults: list[i
     layers = step.model.everest.encoder.layers
 
     def call() -> None:
-        modeling_everest._TOKENS_AT_A_TIME = tokens_at_a_time
+        kernels_everest.TOKENS_AT_A_TIME = tokens_at_a_time
         # Where a hook may read the hidden layer, the model leaves it as it is.
         hooks = [] if in_place else [layer.mlp.fc1.register_forward_hook(lambda *_: None) for layer in layers]
         before = page_faults()

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-TOKEN_SELECTIONS = ("motion", "random", "tube")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+Selection = Literal["motion", "random", "tube"]
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+TOKEN_SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
+# The selections that do not look at the clip.
+BLIND_SELECTIONS: tuple[Selection, ...] = ("random", "tube")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -109,7 +113,7 @@ class EverestConfig(PretrainedConfig):
         keep_ratio: float = 0.6,
         pretraining_keep_ratio: float = 0.3,
         mask_ratio: float = 0.9,
-        token_selection: str = "motion",
+        token_selection: Selection = "motion",
         frame_oversampling: float = 1.0,
         init_scale: float = 0.001,
         classifier_dropout: float = 0.0,
@@ -158,7 +162,7 @@ class EverestConfig(PretrainedConfig):
         """Build from a dict; overrides, which the library sets after construction, are checked as well.
 
         Raises:
-            ValueError: as the class, or the dict is of another type of model, of whose weights none would be loaded.
+            ValueError: as the class, or the dict describes another type of model, whose weights would not fit.
         """
         found = config_dict.get("model_type") or cls.model_type
         if found not in (cls.model_type, EverestConfig.model_type):
@@ -208,17 +212,19 @@ class EverestConfig(PretrainedConfig):
         return share_of(self.frame_oversampling, self.num_frames) // self.tubelet_size * self.tubelet_size
 
     @property
+    def selects_by_motion(self) -> bool:
+        """Whether tokens are chosen by how much they change."""
+        return self.token_selection not in BLIND_SELECTIONS
+
+    @property
+    def selects_frames(self) -> bool:
+        """Whether the model takes more frames than it works on."""
+        return self.num_input_frames > self.num_frames
+
+    @property
     def uses_motion(self) -> bool:
         """Whether tokens or frames are chosen by how much they change."""
-        return self.token_selection == "motion" or self.num_input_frames > self.num_frames
-
-    def reads_mean_alone(self, training: bool) -> bool:
-        """Whether a classifier, its encoder in training or not, reads no more than the mean of the encoder's tokens.
-
-        A dropout after the last layer is each token's own, and comes before the mean.
-        """
-        has_dropout = training and self.hidden_dropout_prob > 0
-        return self.use_mean_pooling and not self.attentive_pooling and not has_dropout
+        return self.selects_by_motion or self.selects_frames
 
     def num_kept_tokens(self, keep_ratio: float | None = None) -> int:
         """Number of tokens K that the encoder sees in fine-tuning and inference, at `keep_ratio` or the config's."""
@@ -252,7 +258,7 @@ class EverestConfig(PretrainedConfig):
     # ------------------------------------------------------------------ checks
 
     def save_pretrained(self, *args, **kwargs):
-        """Save as every configuration, if the values are possible: fields can be set.
+        """Save as every configuration does, after a check of the fields, since they can be set.
 
         Raises:
             ValueError: as `check`; nothing is written.
@@ -260,7 +266,7 @@ class EverestConfig(PretrainedConfig):
         self.check()
         chosen = self._attn_implementation
         if self.output_attentions:
-            # Transformers saves this field with no other implementation. Models compute by it what is asked for.
+            # Transformers saves output_attentions only with this one. The models switch to it by themselves.
             self._attn_implementation = "eager"
         try:
             return super().save_pretrained(*args, **kwargs)
@@ -268,7 +274,7 @@ class EverestConfig(PretrainedConfig):
             self._attn_implementation = chosen
 
     def check(self) -> None:
-        """Raise a ValueError if a value or a combination is impossible. Models call it too, since fields can be set."""
+        """Raise a ValueError if a value or a combination is impossible. Models check again, since fields can be set."""
         self._check_integers()
         self.check_selection()
         self._check_ratios()
@@ -291,7 +297,7 @@ class EverestConfig(PretrainedConfig):
         _require(sound, "image_size", self.image_size, "a positive integer or a pair (height, width) of them")
 
     def check_selection(self) -> None:
-        """Raise a ValueError if a field by which tokens are chosen is impossible. Each forward reads these again."""
+        """Raise a ValueError if a field that selects tokens is impossible. Each forward checks these again."""
         for name in ("keep_ratio", "pretraining_keep_ratio"):
             check_keep_ratio(getattr(self, name), name)
         _require(
@@ -362,7 +368,7 @@ class EverestConfig(PretrainedConfig):
         if self.norm_pix_loss:
             pixels = self.tubelet_size * self.patch_size**2
             _require(pixels > 1, "patch_size", self.patch_size, "above 1 for norm_pix_loss: one pixel has no variance")
-        if self.num_input_frames > self.num_frames:
+        if self.selects_frames:
             # When every token is informative, all slots tie and frame selection has nothing to go by.
             _require(self.keep_ratio < 1, "keep_ratio", self.keep_ratio, "below 1 where frame_oversampling is above 1")
 
@@ -372,13 +378,13 @@ def check_keep_ratio(value: float, name: str = "keep_ratio") -> None:
     _require(_is_number(value) and 0 < value <= 1, name, value, "a number above 0 and at most 1")
 
 
-def problem_type_of(config: EverestConfig, labels=None) -> str:
+def problem_type_of(config: EverestConfig, labels=None) -> ProblemType:
     """Return the problem type of a classifier: the config's, or else what its loss infers from the tensor `labels`.
 
-    One label is regression; of more, floats are multi-label, and integers, or no labels, single-label.
+    One label means regression. With several, floats mean multi-label; integers, or no labels given, single-label.
 
     Raises:
-        ValueError: the config's, which can be set, is none.
+        ValueError: the config was set to a problem type that does not exist.
     """
     if config.problem_type is not None:
         _check_choice("problem_type", config.problem_type, PROBLEM_TYPES)

@@ -2,7 +2,7 @@
 
 A multiplication and the addition of its product count as two floating-point operations, and only matrix products and
 attention are counted, both as torch.utils.flop_counter does. Attention is taken as fused: its backward pass computes
-the weights anew, two and a half times the work of its forward pass.
+the weights a second time, two and a half times the work of its forward pass.
 """
 
 from dataclasses import astuple, dataclass
@@ -11,7 +11,7 @@ import torch
 from torch.utils import flop_counter
 
 from .configuration_everest import EverestConfig
-from .modeling_everest import EverestForPreTraining, EverestForVideoClassification
+from .modeling_everest import EverestForPreTraining, EverestForVideoClassification, reads_mean_alone
 
 TASKS = ("pretrain", "finetune", "probe", "inference")
 
@@ -48,8 +48,8 @@ class TrainingMemory:
 
     weights: with their 16-bit copy in mixed precision, and the moving average. gradients. moments: AdamW's two.
     activations: what the forward pass keeps for the backward pass, one layer's workspace, and the clips.
-    total: of all at once. Where each step makes its gradients anew, they grow as activations go, and the peak is lower
-    by up to the smaller of the two.
+    total: the sum of all. A step that creates its gradients frees activations while gradients grow. Its peak is then
+    lower, by up to the smaller of the two.
     """
 
     weights: int
@@ -66,7 +66,7 @@ class TrainingMemory:
 
 
 def count_parameters(config: EverestConfig, task: str) -> Parameters:
-    """Count the parameters of the model of a task, which is built for that without memory.
+    """Count the parameters of a task's model. Building that model takes no memory: it is on the meta device.
 
     Raises:
         ValueError: the task is none of TASKS.
@@ -94,7 +94,7 @@ class _Work:
     backward: float = 0
 
     def add(self, linear: int = 0, attention: int = 0, trained: bool = True, again: int = 0) -> None:
-        """Add work of the forward pass; where it is trained, its backward pass, which does `again` once more."""
+        """Add work of the forward pass and, if trained, of the backward pass, which also repeats `again`."""
         self.forward += linear + attention
         self.backward += (_LINEAR_BACKWARD * linear + _ATTENTION_BACKWARD * attention + again) if trained else 0
 
@@ -109,7 +109,7 @@ def clip_cost(
     """Return what a clip costs in a training step of a task, or in inference.
 
     task: pretrain, finetune, probe (frozen encoder) or inference (of a classifier). keep_ratio: instead of the
-    config's, not for pretrain. gradient_checkpointing: the backward pass computes the layers anew.
+    config's, not for pretrain. gradient_checkpointing: the backward pass computes the layers a second time.
 
     Raises:
         ValueError: the task is none of TASKS.
@@ -141,16 +141,16 @@ def _encoder_tokens(config: EverestConfig, task: str, keep_ratio: float | None) 
 
 
 def _gives_mean(config: EverestConfig, task: str) -> bool:
-    """Whether the encoder's last layer gives the mean of its tokens, and not each."""
-    return task != "pretrain" and config.reads_mean_alone(training=task == "finetune")
+    """Whether the encoder's last layer computes only the mean of its tokens."""
+    return task != "pretrain" and reads_mean_alone(config, training=task == "finetune")
 
 
 def _add_embedding(work: _Work, config: EverestConfig, task: str, keep_ratio: float | None, trained: bool) -> None:
-    """Every candidate is projected for its score; what is kept is projected again only where that is trained."""
+    """Add the patch projection: of every candidate for its score, and of the kept tokens again if it is trained."""
     tokens, product = _encoder_tokens(config, task, keep_ratio), config.tubelet_dim * config.hidden_size
     dense = task != "pretrain" and (config.keep_ratio if keep_ratio is None else keep_ratio) == 1
     scored = 0
-    if config.num_input_frames > config.num_frames or (config.token_selection == "motion" and not dense):
+    if config.selects_frames or (config.selects_by_motion and not dense):
         scored = config.num_input_frames // config.tubelet_size * config.num_tokens_per_slot
     work.forward += scored * product
     if trained or not scored:
@@ -170,14 +170,14 @@ def _add_layer(
     trained: bool = True,
     checkpointed: bool = False,
 ) -> None:
-    """A transformer layer: query, key, value and output, then the two products of the MLP.
+    """Add a transformer layer: query, key, value and output, then the two products of the MLP.
 
-    Key and value are of all tokens, the rest of those that it gives, by default all; the last product is of one token
-    where it gives their mean.
+    The layer computes key and value for all tokens. It computes the rest for the tokens that it returns: `given`, by
+    default all. If it returns their mean, it computes the last product for the mean alone.
     """
     given = tokens if given is None else given
     square, attention, product = 2 * (tokens + given) * dim**2, 2 * given * tokens * dim, dim * intermediate_size
-    # Nothing is kept of the last product of a layer, so it is not computed anew.
+    # The backward pass needs no result of a layer's last product, and does not repeat it.
     again = square + given * product + attention if checkpointed else 0
     linear = square + (given + (1 if mean else given)) * product
     work.add(linear=linear, attention=attention, trained=trained, again=again)
@@ -233,7 +233,7 @@ def training_memory(
 
     mixed_precision: "no" (float32), or another of Accelerate's, taken as 16 bits over weights of 32. num_processes:
     of the run; without `sharded` (FSDP2, ZeRO 3) each holds everything, and a bucket of gradients to exchange. on_cpu:
-    there the outputs of the activation are kept, which a GPU computes anew.
+    a CPU keeps the outputs of the activation, which a GPU computes a second time.
 
     Not in it: the runtime of the device (on a GPU a few hundred MB), what its allocator leaves unused, and the weights
     of attention where it is not fused, as in 16 bits on a CPU.
@@ -242,7 +242,7 @@ def training_memory(
         ValueError: the task is none of TASKS, or inference.
     """
     if task == "inference":
-        raise ValueError("task is 'inference'; training_memory is that of pretrain, finetune or probe")
+        raise ValueError("task is 'inference'; training_memory takes pretrain, finetune or probe")
     parameters, half = count_parameters(config, task), mixed_precision != "no"
     shards = num_processes if sharded else 1
     copies = 2 if num_processes > 1 and not sharded else 1
@@ -269,11 +269,12 @@ def clip_activations(
     if task != "probe":
         total += tokens * config.tubelet_dim * width + config.num_hidden_layers * kept
         if _gives_mean(config, task) and not checkpointing and on_cpu:
-            total -= tokens * config.intermediate_size * width  # what the last product reads of each token
+            total -= tokens * config.intermediate_size * width  # the last product reads one mean, not each token
     if task == "pretrain":
         total += _norm_activations(tokens, dim, width) + _decoder_activations(config, width, checkpointing, sides)
     elif config.attentive_pooling:
-        key_and_value = (3 if width < _FLOAT32 else 2) * tokens * dim * width  # and the norm's output, cast once more
+        # In 16 bits also a second cast of the norm's output.
+        key_and_value = (3 if width < _FLOAT32 else 2) * tokens * dim * width
         total += _norm_activations(tokens, dim, width) + key_and_value
     return total
 
@@ -294,10 +295,12 @@ def _layer_activations(
 ) -> int:
     """What a transformer layer keeps: two norms, query, key, value and output of attention, one side of the GELU or both.
 
-    The first norm, key and value are of all tokens, the rest of those that it gives, by default all.
+    The first norm, key and value are kept for all tokens, the rest for the tokens that the layer returns: `given`, by
+    default all.
     """
     some, is_half = tokens if given is None else given, width < _FLOAT32
-    # Of the first norm's output: autocast casts it for query, key and value one by one, and a part of it is a copy.
+    # Copies of the first norm's output. In 16 bits autocast casts it for query, key and value each. In 32 bits there is
+    # one for the query if it takes only a part of the tokens.
     copies = (tokens if is_half else 0) + (some if is_half or some < tokens else 0)
     attention = (2 * tokens + 2 * some + copies) * dim * width + num_heads * some * _FLOAT32
     norms = _norm_activations(tokens, dim, width) + _norm_activations(some, dim, width)

@@ -20,7 +20,7 @@ from torch import nn
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
 from everest_hf.cost import training_memory
 from everest_hf.evaluation.report import FIGURES
-from everest_hf.modeling_everest import split_linear, splits_products
+from everest_hf.kernels_everest import split_linear, splits_products
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

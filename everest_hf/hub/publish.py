@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from transformers.dynamic_module_utils import get_relative_imports
 
 from ..inference.loading import model_folder
 from .card import CARD, RunFacts, make_card, named_for_hub, public_recipe
@@ -57,10 +58,23 @@ def published_files(folder: Path, repo: str, card: str | None = None) -> dict[st
         if not found:
             raise ValueError(f"{folder}: has no {what} ({patterns[0]}); model and processor are saved there together")
         files |= found
+    files |= _imported(folder, files)
     if card is None:
         path = folder / CARD
         card = path.read_text(encoding="utf-8") if path.is_file() else make_card(folder, name=repo.split("/")[-1])
     return files | {CARD: card.encode()} | _records(folder)
+
+
+def _imported(folder: Path, files: dict[str, Path | bytes]) -> dict[str, Path]:
+    """The files of a model's folder that its code imports, by name."""
+    found = {}
+    for code in [path for path in files.values() if isinstance(path, Path) and path.suffix == ".py"]:
+        for name in get_relative_imports(code):
+            path = folder / f"{name}.py"
+            if not path.is_file():
+                raise ValueError(f"{folder}: has no {path.name}, which {code.name} imports")
+            found[path.name] = path
+    return found
 
 
 def _records(folder: Path) -> dict[str, bytes]:

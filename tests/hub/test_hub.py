@@ -27,8 +27,10 @@ MODEL_FILES = {
     "README.md",
     "config.json",
     "configuration_everest.py",
+    "kernels_everest.py",
     "model.safetensors",
     "modeling_everest.py",
+    "selection_everest.py",
     "video_preprocessor_config.json",
     "video_processing_everest.py",
     "video_reading_everest.py",
@@ -290,13 +292,15 @@ def test_the_weights_of_the_push_before_are_gone(online, tmp_path):
         ("model.safetensors", "weights"),
         ("config.json", "configuration"),
         ("modeling_everest.py", "code of the model"),
+        ("kernels_everest.py", "kernels_everest.py, which modeling_everest.py imports"),
+        ("selection_everest.py", "selection_everest.py, which modeling_everest.py imports"),
         ("video_preprocessor_config.json", "processor"),
     ],
 )
 def test_half_a_checkpoint_is_refused_before_anything_is_sent(online, tmp_path, missing, what):
     folder = save_model(tmp_path / "model")
     (folder / missing).unlink()
-    with pytest.raises(ValueError, match=f"model: has no {what} "):
+    with pytest.raises(ValueError, match=f"model: has no {what}"):
         hub.push(folder, "clips")
     with pytest.raises(FileNotFoundError, match="nowhere: no such checkpoint folder"):
         hub.push(tmp_path / "nowhere", "clips")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.tiny import tiny_config
+from helpers.models import HEADS, MODELS, build, main
 from helpers.videos import real_clips, write_clip
 from torch import nn
 from transformers import AutoModelForVideoClassification, Trainer, TrainingArguments, pipeline
@@ -18,7 +18,6 @@ from everest_hf import (
     EverestConfig,
     EverestForPreTraining,
     EverestForVideoClassification,
-    EverestModel,
     EverestVideoProcessor,
     cli,
 )
@@ -26,26 +25,9 @@ from everest_hf.data import VideoViews, collate
 from everest_hf.data.transforms import normalize
 from everest_hf.evaluation.evaluate import predict_videos
 
-MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
-HEADS = (EverestForPreTraining, EverestForVideoClassification)
-
 
 def clips(batch_size: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch_size, 12, 3, 24, 40, generator=torch.Generator().manual_seed(seed))
-
-
-def build(model_class, seed: int = 0, **overrides):
-    """Return a model whose biases and norms are not those of a start either."""
-    torch.manual_seed(seed)
-    model = model_class(tiny_config(**overrides)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-    return model
-
-
-def main(output) -> torch.Tensor:
-    return output.logits if "logits" in output else output.last_hidden_state
 
 
 @torch.no_grad()
@@ -331,8 +313,8 @@ def test_onnx_gives_the_same_for_any_number_of_clips(model_class, tmp_path):
             torch.testing.assert_close(torch.from_numpy(one), other.detach(), atol=1e-4, rtol=1e-4)
 
 
-# ------------------------------------------------------- what Transformers' own tests ask of every model, and test_modeling.py
-# does not hold: it has saving and loading, initialisation, outputs, eager and fused attention, gradient checkpointing,
+# ------------------------------------------------------- what Transformers' own tests ask of every model, beside what the
+# other files here test: saving and loading, initialisation, outputs, eager and fused attention, gradient checkpointing,
 # mismatched heads, problem types, precision, compilation, export.
 
 
