@@ -10,6 +10,8 @@ MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
 HEADS = (EverestForPreTraining, EverestForVideoClassification)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ATTENTIVE = {"attentive_pooling": True}
+# For tests that draw for thousands of clips.
+LIGHT = {"patch_size": 4, "image_size": (12, 20), "num_channels": 1, "image_mean": [0.5], "image_std": [0.5]}
 FRAMES = {"frame_oversampling": 1.5}  # 18 frames, 6 candidate slots, of which 4 are chosen
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import reference
-from helpers.models import FRAMES, MODELS, build, clips, embedded
+from helpers.models import FRAMES, LIGHT, MODELS, build, clips, embedded
 from helpers.tiny import tiny_config
 
 from everest_hf import EverestForPreTraining, EverestModel
@@ -84,8 +84,7 @@ def test_a_keep_ratio_at_call_time_moves_no_slot():
 
 @pytest.mark.parametrize("pretraining", [False, True])
 def test_training_draws_slots_with_the_right_probabilities(pretraining):
-    sizes = {"patch_size": 4, "image_size": (12, 20)}
-    model = build(EverestModel, **FRAMES, **sizes).train()
+    model = build(EverestModel, **FRAMES, **LIGHT).train()
     pixel_values = frame_clip([3, 2, 14, 5, 9, 7], model.config)
     ratio = model.config.pretraining_keep_ratio if pretraining else model.config.keep_ratio
     counts = reference.informative_per_slot(embedded(model, pixel_values[0]), 6, ratio)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import reference
-from helpers.models import build, clips, mask
+from helpers.models import LIGHT, build, clips, mask
 
 from everest_hf import EverestForPreTraining
 
@@ -40,7 +40,7 @@ def test_pretraining_baselines_part_visible_and_targets(selection):
 
 
 def test_motion_pretraining_draws_which_tokens_are_visible():
-    model = build(EverestForPreTraining).train()
+    model = build(EverestForPreTraining, **LIGHT).train()
     pixel_values = clips(model.config, 1).expand(400, -1, -1, -1, -1)
     torch.manual_seed(0)
     output = model.everest.embeddings(pixel_values, pretraining=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import reference
 from helpers.called import Called
-from helpers.models import MODELS, base, build, clips, double, embedded, mask
+from helpers.models import LIGHT, MODELS, base, build, clips, double, embedded, mask
 from helpers.tiny import tiny_config
 
 from everest_hf import (
@@ -326,7 +326,7 @@ def test_baselines_are_drawn_in_training_and_fixed_in_evaluation(selection):
 
 @pytest.mark.parametrize(("selection", "draws"), [("random", 60), ("tube", 15)])
 def test_every_token_is_drawn_alike(selection, draws):
-    model = build(EverestModel, token_selection=selection, patch_size=4, image_size=(12, 20)).train()
+    model = build(EverestModel, token_selection=selection, **LIGHT).train()
     torch.manual_seed(0)
     kept_ids = model.embeddings(clips(model.config, 1).expand(2000, -1, -1, -1, -1)).kept_ids
     share = torch.bincount(kept_ids.flatten(), minlength=60) / 2000
