@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
+# What a model is trained for: reconstruction, labels, or labels with the encoder frozen.
+Task = Literal["pretrain", "finetune", "probe"]
+TASKS: tuple[Task, ...] = get_args(Task)
 Selection = Literal["motion", "random", "tube"]
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 TOKEN_SELECTIONS: tuple[Selection, ...] = get_args(Selection)

@@ -6,14 +6,17 @@ the weights a second time, two and a half times the work of its forward pass.
 """
 
 from dataclasses import astuple, dataclass
+from typing import Literal
 
 import torch
 from torch.utils import flop_counter
 
-from .configuration_everest import EverestConfig
+from .configuration_everest import TASKS, EverestConfig, Task
 from .modeling_everest import EverestForPreTraining, EverestForVideoClassification, reads_mean_alone
 
-TASKS = ("pretrain", "finetune", "probe", "inference")
+# What a clip has a cost for.
+Use = Task | Literal["inference"]
+USES: tuple[Use, ...] = (*TASKS, "inference")
 
 # Times the work of the forward pass. A matrix product has two gradients, of its input and of its weights.
 _LINEAR_BACKWARD, _ATTENTION_BACKWARD = 2, 2.5
@@ -65,11 +68,11 @@ class TrainingMemory:
 # ------------------------------------------------------------------------------------------------------- parameters
 
 
-def count_parameters(config: EverestConfig, task: str) -> Parameters:
+def count_parameters(config: EverestConfig, task: Use) -> Parameters:
     """Count the parameters of a task's model. Building that model takes no memory: it is on the meta device.
 
     Raises:
-        ValueError: the task is none of TASKS.
+        ValueError: the task is none of USES.
     """
     _check_task(task)
     with torch.device("meta"):
@@ -101,7 +104,7 @@ class _Work:
 
 def clip_cost(
     config: EverestConfig,
-    task: str = "inference",
+    task: Use = "inference",
     *,
     keep_ratio: float | None = None,
     gradient_checkpointing: bool = False,
@@ -112,7 +115,7 @@ def clip_cost(
     config's, not for pretrain. gradient_checkpointing: the backward pass computes the layers a second time.
 
     Raises:
-        ValueError: the task is none of TASKS.
+        ValueError: the task is none of USES.
     """
     _check_task(task)
     tokens = _encoder_tokens(config, task, keep_ratio)
@@ -131,21 +134,21 @@ def clip_cost(
     return ClipCost(tokens, forward=round(2 * work.forward), backward=round(2 * work.backward))
 
 
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
+def _check_task(task: Use) -> None:
+    if task not in USES:
+        raise ValueError(f"task is {task!r}; it must be one of {', '.join(USES)}")
 
 
-def _encoder_tokens(config: EverestConfig, task: str, keep_ratio: float | None) -> int:
+def _encoder_tokens(config: EverestConfig, task: Use, keep_ratio: float | None) -> int:
     return config.num_visible_tokens if task == "pretrain" else config.num_kept_tokens(keep_ratio)
 
 
-def _gives_mean(config: EverestConfig, task: str) -> bool:
+def _gives_mean(config: EverestConfig, task: Use) -> bool:
     """Whether the encoder's last layer computes only the mean of its tokens."""
     return task != "pretrain" and reads_mean_alone(config, training=task == "finetune")
 
 
-def _add_embedding(work: _Work, config: EverestConfig, task: str, keep_ratio: float | None, trained: bool) -> None:
+def _add_embedding(work: _Work, config: EverestConfig, task: Use, keep_ratio: float | None, trained: bool) -> None:
     """Add the patch projection: of every candidate for its score, and of the kept tokens again if it is trained."""
     tokens, product = _encoder_tokens(config, task, keep_ratio), config.tubelet_dim * config.hidden_size
     dense = task != "pretrain" and (config.keep_ratio if keep_ratio is None else keep_ratio) == 1
@@ -219,7 +222,7 @@ def operations_counter() -> flop_counter.FlopCounterMode:
 
 def training_memory(
     config: EverestConfig,
-    task: str,
+    task: Use,
     batch_size: int,
     *,
     mixed_precision: str = "no",
@@ -239,7 +242,7 @@ def training_memory(
     of attention where it is not fused, as in 16 bits on a CPU.
 
     Raises:
-        ValueError: the task is none of TASKS, or inference.
+        ValueError: the task is none of USES, or inference.
     """
     if task == "inference":
         raise ValueError("task is 'inference'; training_memory takes pretrain, finetune or probe")
@@ -257,7 +260,7 @@ def training_memory(
 
 
 def clip_activations(
-    config: EverestConfig, task: str, width: int = _FLOAT32, checkpointing: bool = False, on_cpu: bool = False
+    config: EverestConfig, task: Use, width: int = _FLOAT32, checkpointing: bool = False, on_cpu: bool = False
 ) -> int:
     """Estimate the bytes that a clip takes in a training step, for numbers of `width` bytes (4, or 2 for autocast)."""
     tokens, dim = _encoder_tokens(config, task, None), config.hidden_size

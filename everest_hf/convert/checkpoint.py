@@ -20,14 +20,14 @@ from ..files import put_in_place
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestModel
 from ..video_processing_everest import EverestVideoProcessor
 from .names import PROJECTION
-from .sources import CLASSIFICATION, FEATURES, PRETRAINING, Source, read_source
+from .sources import AUTOENCODER, CLASSIFIER, ENCODER, Source, read_source
 
 logger = logging.get_logger(__name__)
 
 MODEL_OF_TASK = {
-    PRETRAINING: EverestForPreTraining,
-    CLASSIFICATION: EverestForVideoClassification,
-    FEATURES: EverestModel,
+    AUTOENCODER: EverestForPreTraining,
+    CLASSIFIER: EverestForVideoClassification,
+    ENCODER: EverestModel,
 }
 
 
@@ -123,7 +123,7 @@ def _fields_of(source: Source, cls) -> dict:
     fields.update(source.config_fields)
     # From the weights: the field of the configuration has had two names, and versions of the library that ignore it.
     fields["qkv_bias"] = any(name.endswith("attention.query.bias") for name in source.state)
-    if source.task == PRETRAINING:
+    if source.task == AUTOENCODER:
         # Pre-training knows no pooling. A bare encoder ends as the source's does; heads pool as EVEREST does.
         fields["use_mean_pooling"] = _NORM not in source.state or not _is_encoder(cls)
     elif source.format == "official":
@@ -240,7 +240,7 @@ def _all_names(config) -> set[str]:
 
 
 def _check_account(cls, source: Source, missing: list, left_over: list, misshapen: list) -> None:
-    if source.task != PRETRAINING and any(name.startswith("decoder.") for name in missing):
+    if source.task != AUTOENCODER and any(name.startswith("decoder.") for name in missing):
         raise ValueError(
             f"{source.name}: has no decoder, so it cannot become {cls.__name__}; give a pre-training checkpoint"
         )
@@ -292,12 +292,12 @@ class ConversionReport:
     def _sizes(self) -> str:
         config = self.config
         text = f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads"
-        if self.task == PRETRAINING:
+        if self.task == AUTOENCODER:
             text += (
                 f"; decoder {config.decoder_num_hidden_layers} layers of {config.decoder_hidden_size}, "
                 f"{config.decoder_num_attention_heads} heads"
             )
-        return text + (f"; {config.num_labels} labels" if self.task == CLASSIFICATION else "")
+        return text + (f"; {config.num_labels} labels" if self.task == CLASSIFIER else "")
 
     def _input(self) -> str:
         config = self.config
@@ -309,7 +309,7 @@ class ConversionReport:
 
     def _tokens(self) -> str:
         config = self.config
-        if self.task == PRETRAINING:
+        if self.task == AUTOENCODER:
             return f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted of {config.num_tokens}"
         return f"{config.num_kept_tokens()} kept of {config.num_tokens} (keep_ratio {config.keep_ratio:g})"
 

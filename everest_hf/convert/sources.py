@@ -27,7 +27,8 @@ from .names import (
     split_qkv,
 )
 
-PRETRAINING, CLASSIFICATION, FEATURES = "pre-training", "classification", "features"
+# What a checkpoint holds beside the encoder: a decoder, a head, or nothing.
+AUTOENCODER, CLASSIFIER, ENCODER = "pre-training", "classification", "features"
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Source:
     @property
     def task(self) -> str:
         if any(name.startswith("decoder.") for name in self.state):
-            return PRETRAINING
-        return CLASSIFICATION if "classifier.weight" in self.state else FEATURES
+            return AUTOENCODER
+        return CLASSIFIER if "classifier.weight" in self.state else ENCODER
 
 
 def read_source(name_or_path: str) -> Source:

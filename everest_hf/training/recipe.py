@@ -1,22 +1,19 @@
 """One run, described: a dataclass whose values come from defaults, a YAML file and the command line, in that order."""
 
-import argparse
 import copy
 import dataclasses
 import inspect
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import yaml
 
-from ..arguments import Parser
-from ..configuration_everest import EverestConfig
+from ..configuration_everest import TASKS, EverestConfig, Task
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
 from ..files import PACKAGE
@@ -24,7 +21,6 @@ from ..inference.loading import model_folder
 from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
 
-TASKS = ("pretrain", "finetune", "probe")
 SINGLE_LABEL = "single_label_classification"
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
@@ -54,19 +50,32 @@ STEERING = {
 }
 
 
-def _option(default, group: str, text: str, choices: tuple | None = None):
-    """A field of the recipe with its help text; lists and dicts are copied for each recipe."""
-    metadata = {"group": group, "help": text, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+# The value of a field that is left out; the task then says what it is.
+_LEFT_OUT: Any = ...
+
+
+def _option(default, group: str, text: str, choices: tuple | None = None) -> Any:
+    """A field of the recipe with its default and its help text."""
+    return field(default=_LEFT_OUT, metadata={"default": default, "group": group, "help": text, "choices": choices})
+
+
+def default_of(option: dataclasses.Field) -> Any:
+    """Return the default of a field of the recipe, where a task has no other in TASK_DEFAULTS."""
+    return copy.deepcopy(option.metadata["default"])
 
 
 @dataclass
 class Recipe:
-    """Everything about a run that is not in the model's configuration. Defaults are those of pre-training."""
+    """Everything about a run that is not in the model's configuration; `train` and `evaluate` take one.
 
-    task: str = _option("pretrain", "What to do", "pretrain, finetune, or probe (a head on a frozen encoder)", TASKS)
+    A field that is left out has the default of the task, as `train_accelerate.py --help` lists them, and so has a field
+    of EverestConfig that `config` leaves out. The help has the meaning of each field too.
+
+    Raises:
+        ValueError: a value has the wrong type or range, or does not fit the others.
+    """
+
+    task: Task = _option("pretrain", "What to do", "pretrain, finetune, or probe (a head on a frozen encoder)", TASKS)
     output_dir: str = _option("runs/everest", "What to do", "folder for checkpoints, log, recipe and pictures")
     model: str | None = _option(None, "What to do", "checkpoint, run folder or Hub id to start from")
     config: dict = _option({}, "What to do", "fields of EverestConfig that differ, as KEY=VALUE ...")
@@ -140,12 +149,13 @@ class Recipe:
     gradient_checkpointing: bool = _option(False, "Run", "recompute layers for the gradient: less memory, slower")
 
     def __post_init__(self):
+        self._fill_in()
         for option in fields(self):
             _check_type(option, getattr(self, option.name))
             _require_finite(option.name, getattr(self, option.name))
         self.output_dir = os.path.expanduser(self.output_dir)  # which no shell has done in a file
         self.model = self.model and os.path.expanduser(self.model)
-        _check_names(self.config, CONFIG_FIELDS, "config")
+        check_names(self.config, CONFIG_FIELDS, "config")
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_every", "log_every", "keep_checkpoints", "shuffle_buffer", "num_sample"):
@@ -176,6 +186,21 @@ class Recipe:
             right = f"0 with problem_type={self.problem_type}"
             for name in ("label_smoothing", "mixup", "cutmix"):
                 _require(getattr(self, name) == 0, name, getattr(self, name), right)
+
+    def _fill_in(self) -> None:
+        """Give the fields that were left out the defaults of the task."""
+        if self.task is _LEFT_OUT:
+            self.task = "pretrain"
+        _require(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
+        given = {} if self.config is _LEFT_OUT else self.config
+        _require(isinstance(given, dict), "config", given, "fields of EverestConfig and their values")
+        defaults = copy.deepcopy(TASK_DEFAULTS[self.task])
+        self.config = {**defaults.pop("config", {}), **given}
+        if self.problem_type != SINGLE_LABEL:
+            defaults["label_smoothing"] = 0.0  # it spreads one label over all classes
+        for option in fields(self):
+            if getattr(self, option.name) is _LEFT_OUT:
+                setattr(self, option.name, defaults.get(option.name, default_of(option)))
 
     @property
     def has_labels(self) -> bool:
@@ -274,116 +299,29 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
     values = _read_yaml(path) if path else {}
     options = options or {}
     names = [option.name for option in fields(Recipe)]
-    _check_names(values, names, str(path))
-    _check_names(options, names, "command line")
+    check_names(values, names, str(path))
+    check_names(options, names, "command line")
+    where = path or "command line"
     task = options.get("task", values.get("task", "pretrain"))
     if task not in TASKS:
-        raise ValueError(f"{path or 'command line'}: task is {task!r}; it must be one of {', '.join(TASKS)}")
+        raise ValueError(f"{where}: task is {task!r}; it must be one of {', '.join(TASKS)}")
     try:
-        configs = [layer.get("config") or {} for layer in (TASK_DEFAULTS[task], values, options)]
+        configs = [layer.get("config") or {} for layer in (values, options)]
         for config in configs:
             _require(isinstance(config, dict), "config", config, "fields of EverestConfig and their values")
-        config = {name: value for layer in configs for name, value in layer.items()}
-        defaults = _defaults_of(task, config.get("problem_type"))
-        merged = {**defaults, **values, **options, "config": config}
+        merged = {**values, **options, "config": {name: value for layer in configs for name, value in layer.items()}}
         if isinstance(merged.get("model"), str):
             merged["model"] = str(model_folder(merged["model"]))
         return Recipe(**merged)
     except ValueError as error:
-        raise ValueError(f"{path or 'command line'}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _defaults_of(task: str, problem_type: str | None) -> dict:
-    defaults = copy.deepcopy(TASK_DEFAULTS[task])
-    if problem_type not in (None, SINGLE_LABEL):
-        defaults["label_smoothing"] = 0.0  # it spreads one label over all classes
-    return defaults
-
-
-class _Parser(Parser):
-    """A parser whose errors are one line, as those of a recipe are, without the usage of all options."""
-
-    def error(self, message: str):
-        raise ValueError(f"command line: {message}")
-
-
-def parse_command_line(arguments: list[str] | None = None) -> tuple[str | None, dict]:
-    """Return the path of the recipe, if any, and the options given on the command line.
-
-    Raises:
-        ValueError: an option is unknown (the nearest valid one is given) or a value has the wrong type.
-    """
-    parser = _Parser(
-        usage="train_accelerate.py [RECIPE.yaml] [--option VALUE ...]",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=38),
-        description="Pre-train, fine-tune or probe EVEREST. Without a recipe: the quickstart, on videos that it makes.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", nargs="?", default=None, help="YAML file; see recipes/")
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in fields(Recipe):
-        group = option.metadata["group"]
-        groups.setdefault(group, parser.add_argument_group(group))
-        groups[group].add_argument(f"--{option.name}", **_argument(option))
-    known, unknown = parser.parse_known_args(arguments)
-    names = [f"--{option.name}" for option in fields(Recipe)]
-    _check_names([argument.split("=")[0] for argument in unknown[:1]], names, "command line")
-    options = vars(known)
-    path = options.pop("recipe")
-    if "config" in options:
-        options["config"] = dict(_key_value(text) for text in options["config"])
-    return path, options
-
-
-def _argument(option: dataclasses.Field) -> dict:
-    """Return argparse's description of a field."""
-    default = _default_of(option)
-    text = option.metadata["help"] + _defaults_in_words(option)
-    if isinstance(default, dict):
-        return {"nargs": "+", "metavar": "KEY=VALUE", "help": text}
-    if isinstance(default, bool):
-        return {"action": argparse.BooleanOptionalAction, "help": text}
-    if isinstance(default, list):
-        return {"type": float, "nargs": "+", "metavar": "X", "help": text}
-    kind = option.type if isinstance(option.type, type) else str  # "str | None" is no type
-    return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
-
-
-def _default_of(option: dataclasses.Field):
-    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-
-
-def _defaults_in_words(option: dataclasses.Field) -> str:
-    """Return the default of a field, after which come the tasks that have another, in brackets."""
-    default = _default_of(option)
-    others = {task: values.get(option.name, default) for task, values in TASK_DEFAULTS.items()}
-    words = [] if default in (None, {}) else [_shown(default)]
-    words += [f"{task}: {_shown(value)}" for task, value in others.items() if value != default]
-    return f" [{'; '.join(words)}]" if words else ""
-
-
-def _shown(value) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={x}" for name, x in value.items())
-    return " ".join(f"{x:g}" for x in value) if isinstance(value, list) else str(value)
-
-
-def _key_value(text: str) -> tuple[str, object]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise ValueError(f"command line: --config takes KEY=VALUE, not {text!r}")
-    try:
-        return name, yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"command line: --config {text!r}: the value is not readable YAML") from None
-
-
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """The safe loader, which also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and makes the other a string."""
 
 
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -392,7 +330,7 @@ def _read_yaml(path: str | Path) -> dict:
     packaged = PACKAGE / path
     file = packaged if packaged.is_file() and not Path(path).exists() else Path(path)
     try:
-        values = yaml.load(file.read_text(), _Loader)
+        values = yaml.load(file.read_text(), YamlLoader)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such recipe") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -402,7 +340,8 @@ def _read_yaml(path: str | Path) -> dict:
     return values
 
 
-def _check_names(values: Iterable, names, where: str) -> None:
+def check_names(values: Iterable, names: Sequence[str], where: str) -> None:
+    """Raise a ValueError if a name is not among `names`, which says what it may have been meant as."""
     for name in values:
         if name not in names:
             meanings = {option.name: option.metadata["help"] for option in fields(Recipe)}
@@ -411,7 +350,7 @@ def _check_names(values: Iterable, names, where: str) -> None:
 
 def _check_type(option: dataclasses.Field, value) -> None:
     """Check a value against the field's annotation; whole numbers pass as floats."""
-    allowed: Any = option.type
+    allowed: Any = str if get_origin(option.type) is Literal else option.type
     if allowed is float and isinstance(value, int) and not isinstance(value, bool):
         return
     sound = isinstance(value, allowed) and not (allowed is int and isinstance(value, bool))

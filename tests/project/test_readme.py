@@ -10,7 +10,8 @@ from helpers.videos import write_clip
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor
 from everest_hf.cli import build_parser
-from everest_hf.training.recipe import load_recipe, parse_command_line
+from everest_hf.training.options import parse_command_line
+from everest_hf.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

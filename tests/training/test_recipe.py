@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from everest_hf.configuration_everest import TASKS
 from everest_hf.training.names import NAMES_ELSEWHERE
-from everest_hf.training.recipe import CONFIG_FIELDS, TASK_DEFAULTS, Recipe, load_recipe, parse_command_line
+from everest_hf.training.options import parse_command_line
+from everest_hf.training.recipe import CONFIG_FIELDS, TASK_DEFAULTS, Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -68,6 +70,22 @@ def test_what_a_run_does_without_is_said_where_it_learns_labels():
     assert warnings(task="finetune", model="owner/name", val="videos") == []
     assert warnings(task="finetune", eval_only=True, val="videos") == []
     assert warnings() == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("problem_type", [None, "regression"])
+def test_a_recipe_made_in_python_has_the_defaults_of_its_task(task, problem_type):
+    config = {"keep_ratio": 0.5, "problem_type": problem_type}
+    made = Recipe(task=task, train="videos", epochs=60, config=config)
+    assert made == load_recipe(None, {"task": task, "train": "videos", "epochs": 60, "config": config})
+    assert made.layer_decay == (0.75 if task == "finetune" else 1.0)
+    assert made.label_smoothing == (0.1 if task == "finetune" and problem_type is None else 0.0)
+    assert made.config.get("drop_path_rate") == (0.1 if task == "finetune" else None)
+
+
+def test_a_task_that_is_none_is_refused_in_python_too():
+    with pytest.raises(ValueError, match="task is 'sing'; it must be one of pretrain, finetune, probe"):
+        Recipe(task="sing", train="videos")
 
 
 def test_recipes_share_no_lists():

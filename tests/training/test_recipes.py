@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from everest_hf import EverestConfig, EverestForPreTraining, modeling_everest
 from everest_hf.cost import training_memory
 from everest_hf.training.dry_run import describe
-from everest_hf.training.recipe import load_recipe, parse_command_line
+from everest_hf.training.options import parse_command_line
+from everest_hf.training.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
