@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -22,19 +23,29 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
 def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
     """Call a function on the main process, then on the others, and return what it returns.
 
-    What the main process finds wrong (ValueError, OSError) is said by it alone, and all processes end; also where it
-    exits, as after --help.
+    Where it fails on one process with a ValueError or an OSError, or exits, as after --help, all processes end: the
+    main process raises the error, and the others say nothing.
     """
-    failure = result = None
+    result = failure = None
     if state.is_main_process:
-        try:
-            result = function(*arguments)
-        except (ValueError, OSError, SystemExit) as error:
-            failure = error
+        result, failure = _outcome(function, arguments)
     (code,) = broadcast_object_list([None if failure is None else getattr(failure, "code", 1)])
     if code is not None:
         end_together(failure, code)
-    return result if state.is_main_process else function(*arguments)
+    if not state.is_main_process:
+        result, failure = _outcome(function, arguments)
+    failures = [text for text in gather_object([None if failure is None else str(failure)]) if text is not None]
+    if failures:
+        end_together(ValueError(failures[0]))
+    return result
+
+
+def _outcome(function: Callable, arguments: tuple) -> tuple[Any, ValueError | OSError | SystemExit | None]:
+    """Return what a function returns, or with what it failed."""
+    try:
+        return function(*arguments), None
+    except (ValueError, OSError, SystemExit) as error:
+        return None, error
 
 
 def all_write(what: str, function: Callable, *arguments) -> None:

@@ -71,7 +71,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
         yield from itertools.islice(self._readable(itertools.islice(rows, before, None), epoch), after - before)
 
     def _part(self, epoch: int, member: int, members: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one of the readers, over and over: of every so-many-th file, or of one its share."""
+        """Yield the rows that one reader reads, over and over: its own files, or its share of a file that several read."""
         files = self._random(epoch, 0).sample(range(self.rows.num_shards), self.rows.num_shards)
         groups = min(members, len(files))
         group, rank = member % groups, member // groups

@@ -1,21 +1,19 @@
 """The model card of a checkpoint: the template model_card.md, filled in with what is known and nothing else."""
 
 import os
-import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 import yaml
-from accelerate import Accelerator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_everest import EverestConfig
-from ..cost import clip_cost
+from ..cost import Use, clip_cost
 from ..files import PACKAGE
 from ..training.recipe import Recipe
+from ..training.run import Run
 
 CARD = "README.md"
 TEMPLATE = PACKAGE / "model_card.md"
@@ -37,6 +35,8 @@ MODELS = {
     "EverestForPreTraining": ("AutoModelForPreTraining", "A pre-trained masked video autoencoder, to be fine-tuned"),
     "EverestModel": ("AutoModel", "A video encoder"),
 }
+# Figures of an evaluation by name, if there was one.
+Figures = dict[str, float] | None
 USES = {
     CLASSIFIER: """with torch.no_grad():
     logits = model(pixel_values).logits  # keep_ratio=0.3 drops more tokens, for speed
@@ -49,44 +49,20 @@ print(output.loss, output.logits.shape)  # predicted pixels of the tokens output
 }
 
 
-@dataclass
-class RunFacts:
-    """What a run knows of itself beside its recipe.
-
-    num_train, num_val: videos. total_batch: clips of a step of the optimizer. hardware: as `hardware_of` gives it.
-    steps: of the optimizer, so far. figures: of the last evaluation, by name; None while the run goes on.
-    """
-
-    recipe: Recipe
-    num_train: int
-    num_val: int
-    total_batch: int
-    hardware: str
-    steps: int = 0
-    figures: dict[str, float] | None = None
-
-
-def hardware_of(accelerator: Accelerator) -> str:
-    """Say in words what a run works on, and in which precision."""
-    count = accelerator.num_processes
-    if accelerator.device.type == "cuda":
-        what = f"{count} × {torch.cuda.get_device_name()}"
-    else:
-        what = f"{count} process{'es' if count > 1 else ''} on {os.cpu_count()} CPU cores ({platform.machine()})"
-    return f"{what}, {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
-
-
-def write_card(folder: Path, run: RunFacts | None = None) -> Path:
-    """Write the card of the model in a folder as its README.md and return the path."""
+def write_card(folder: Path, run: Run | None = None, *, steps: int = 0, figures: Figures = None) -> Path:
+    """Write the card of the model in a folder as its README.md and return the path; arguments as in `make_card`."""
     path = folder / CARD
-    path.write_text(make_card(folder, run), encoding="utf-8")
+    path.write_text(make_card(folder, run, steps=steps, figures=figures), encoding="utf-8")
     return path
 
 
-def make_card(folder: Path, run: RunFacts | None = None, name: str | None = None) -> str:
+def make_card(
+    folder: Path, run: Run | None = None, *, steps: int = 0, figures: Figures = None, name: str | None = None
+) -> str:
     """Return the card of the model in a folder; without a run it tells what the configuration does.
 
-    name: the model's; by default that of the run, or of the folder.
+    steps: of the optimizer, so far. figures: of the last evaluation, by name; None while the run goes on. name: the
+    model's; by default the run's or the folder's.
 
     Raises:
         ValueError: the folder holds no model of EVEREST.
@@ -105,13 +81,13 @@ def make_card(folder: Path, run: RunFacts | None = None, name: str | None = None
         tags=TAGS,
         base_model=_hub_name(run.recipe.model) if run else None,
         datasets=_datasets(run.recipe) if run else None,
-        **_results(name, run),
+        **(_results(name, run.recipe, figures) if run and figures else {}),
     )
     parts = {
         "title": f"# {name}",
         "about": _about(architecture, config),
         "use": _use(architecture, public_path(folder)),
-        "run": _run(run, config) if run else "",
+        "run": _run(run, steps, figures) if run else "",
         "licence": _licence(license, run),
     }
     filled = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", lambda part: parts[part[1]], card.text, flags=re.DOTALL)
@@ -150,7 +126,7 @@ def public_recipe(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ parts of the card
 
 
-def _name_of(folder: Path, run: RunFacts | None) -> str:
+def _name_of(folder: Path, run: Run | None) -> str:
     if run is None:
         return folder.resolve().name
     return Path(run.recipe.push_to_hub or run.recipe.output_dir).resolve().name
@@ -178,7 +154,7 @@ def _about(architecture: str, config: EverestConfig) -> str:
     return " ".join(lines)
 
 
-def _cost(config: EverestConfig, task: str) -> str:
+def _cost(config: EverestConfig, task: Use) -> str:
     flops = {"A forward pass of a clip takes": clip_cost(config, task)}
     if task == "inference":
         flops["with all tokens kept it would take"] = clip_cost(config, task, keep_ratio=1)
@@ -200,14 +176,14 @@ pixel_values = processor("clip.mp4", return_tensors="pt")["pixel_values"]  # (1,
 ```"""
 
 
-def _run(run: RunFacts, config: EverestConfig) -> str:
+def _run(run: Run, steps: int, figures: Figures) -> str:
     recipe = run.recipe
     rows = {
         "task": TASK_NAMES[recipe.task],
         "started from": f"`{_source(recipe.model)}`" if recipe.model else "random weights",
-        "training videos": f"{run.num_train:,} of `{_source(recipe.train)}`",
+        "training videos": f"{run.num_videos:,} of `{_source(recipe.train)}`",
         "held-out videos": f"{run.num_val:,} of `{_source(recipe.val)}`" if recipe.val else "none",
-        "steps": f"{run.steps:,} of {run.total_batch} clips",
+        "steps": f"{steps:,} of {run.total_batch} clips",
         "hardware": run.hardware,
         "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
@@ -223,24 +199,24 @@ def _run(run: RunFacts, config: EverestConfig) -> str:
             "",
             "## Evaluation",
             "",
-            *_evaluation(run),
-            *_pictures(run),
+            *_evaluation(run.recipe, figures),
+            *_pictures(figures),
         ]
     )
 
 
-def _evaluation(run: RunFacts) -> list[str]:
-    if run.figures is None:
+def _evaluation(recipe: Recipe, figures: Figures) -> list[str]:
+    if figures is None:
         return ["This is a checkpoint of a run that goes on: it has not been evaluated as its result will be."]
-    if not run.figures:
+    if not figures:
         return ["No videos were held out, so nothing was measured."]
-    figures = {_figure(name)[1]: f"{value:.4g}" for name, value in run.figures.items()}
-    return [f"On the held-out videos, {_protocol(run.recipe)}:", "", *_table(figures)]
+    rows = {_figure(name)[1]: f"{value:.4g}" for name, value in figures.items()}
+    return [f"On the held-out videos, {_protocol(recipe)}:", "", *_table(rows)]
 
 
-def _pictures(run: RunFacts) -> list[str]:
-    """Those that a run draws at its end, in its folder; the card lies in that of the model."""
-    if run.figures is None:
+def _pictures(figures: Figures) -> list[str]:
+    """The pictures that a run draws at its end, in its folder; the card lies in the model's."""
+    if figures is None:
         return []
     return ["", "![Loss and figures over the steps](../curves.png)", "", "![Tokens that it keeps](../tokens.png)"]
 
@@ -262,12 +238,10 @@ def _figure(name: str) -> tuple[str, str]:
     return FIGURES.get(short, (short, short))
 
 
-def _results(name: str, run: RunFacts | None) -> dict:
+def _results(name: str, recipe: Recipe, figures: dict[str, float]) -> dict:
     """Return the figures as what the model-index of a card's metadata is made from."""
-    if run is None or not run.figures:
-        return {}
-    recipe, results = run.recipe, []
-    for figure, value in run.figures.items():
+    results = []
+    for figure, value in figures.items():
         kind, title = _figure(figure)
         results.append(
             EvalResult(
@@ -287,7 +261,7 @@ def _settings(recipe: Recipe) -> dict:
     return {name: value for name, value in recipe.settings().items() if name not in NOT_SETTINGS}
 
 
-def _license_of(run: RunFacts | None) -> str | None:
+def _license_of(run: Run | None) -> str | None:
     """The licence of the weights, where it is known: new ones are as free as the code, others as what they are from."""
     if run is None:
         return None
@@ -303,7 +277,7 @@ def _license_of(run: RunFacts | None) -> str | None:
         return None
 
 
-def _licence(license: str | None, run: RunFacts | None) -> str:
+def _licence(license: str | None, run: Run | None) -> str:
     if license is not None:
         return f"Weights: {license}. Code: Apache 2.0."
     if run is None:

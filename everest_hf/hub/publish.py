@@ -20,7 +20,8 @@ from huggingface_hub.errors import (
 from transformers.dynamic_module_utils import get_relative_imports
 
 from ..inference.loading import model_folder
-from .card import CARD, RunFacts, make_card, named_for_hub, public_recipe
+from ..training.run import Run
+from .card import CARD, make_card, named_for_hub, public_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -198,19 +199,19 @@ class Uploads:
         self.held = folder / ".upload"
         self._running: Future | None = None
 
-    def start(self, checkpoint: Path, run: RunFacts) -> None:
-        """Upload a checkpoint while the training goes on, unless the one before is still on its way.
+    def start(self, checkpoint: Path, run: Run, steps: int) -> None:
+        """Upload a checkpoint after `steps` steps while the training goes on, unless an upload is still under way.
 
         A failure is a warning.
         """
         if self._running is not None and not self._running.done():
             return
         try:
-            files = self._hold(published_files(checkpoint, self.repo, make_card(checkpoint, run)))
+            files = self._hold(published_files(checkpoint, self.repo, make_card(checkpoint, run, steps=steps)))
         except (ValueError, OSError) as error:
             logger.warning("%s not pushed: %s", checkpoint, error)
             return
-        self._running = HfApi().run_as_future(upload, files, self.repo, message=f"Step {run.steps}")
+        self._running = HfApi().run_as_future(upload, files, self.repo, message=f"Step {steps}")
         self._running.add_done_callback(self._warn)
 
     def finish(self, model: Path) -> str:

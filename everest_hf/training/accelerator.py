@@ -1,6 +1,7 @@
 """The Accelerator of a run: its processes and devices, shards by FSDP2 or DeepSpeed, precision and threads."""
 
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -23,9 +24,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: tracker or decoder are not installed, the processes have no devices, or the recipe asks for what
             CPUs or DeepSpeed do not offer.
     """
-    _check_processes()
-    main_first(PartialState(), check_tracker, recipe.report_to)
-    main_first(PartialState(), decoders_of, recipe.video_backend)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    _check_processes(state)
+    main_first(state, _check_installed, recipe)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
@@ -41,13 +42,18 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _check_processes() -> None:
+def _check_processes(state: PartialState) -> None:
     """Raise a ValueError where Accelerate found nothing to run the launcher's processes on: each would run alone."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > PartialState().num_processes:
+    if launched > state.num_processes:
         raise ValueError(
             f"{launched} processes were launched, and there is no GPU for them; on CPUs set ACCELERATE_USE_CPU=true"
         )
+
+
+def _check_installed(recipe: Recipe) -> None:
+    check_tracker(recipe.report_to)
+    decoders_of(recipe.video_backend)
 
 
 def _prepare_sharding(accelerator: Accelerator) -> None:
@@ -63,6 +69,16 @@ def _prepare_sharding(accelerator: Accelerator) -> None:
     if plugin.transformer_cls_names_to_wrap is None:
         # Not the embeddings, the model's other unit: Accelerate shards their projection on its own, and twice fails.
         plugin.transformer_cls_names_to_wrap = [EverestLayer.__name__]
+
+
+def hardware_of(accelerator: Accelerator) -> str:
+    """Say in words what a run works on, and in which precision."""
+    count = accelerator.num_processes
+    if accelerator.device.type == "cuda":
+        what = f"{count} × {torch.cuda.get_device_name()}"
+    else:
+        what = f"{count} process{'es' if count > 1 else ''} on {os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{what}, {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
 
 
 def _set_distributed_type(accelerator: Accelerator, distributed_type: DistributedType) -> None:
@@ -91,7 +107,7 @@ def _prepare_deepspeed(recipe: Recipe, accelerator: Accelerator) -> None:
     _take_over(config, "gradient_accumulation_steps", recipe, "gradient_accumulation_steps")
     _take_over(config, "gradient_clipping", recipe, "clip_grad")
     if accelerator.mixed_precision == "bf16":
-        # For a model without DeepSpeed's engine, that of eval_only, which Accelerate casts to PyTorch's default.
+        # The model of eval_only has no engine of DeepSpeed; Accelerate casts it to PyTorch's default dtype.
         accelerator.native_amp = True
         torch.set_autocast_dtype(accelerator.device.type, torch.bfloat16)
         if not (recipe.eval_only or recipe.dry_run):
@@ -121,10 +137,10 @@ def _use_all_cores(accelerator: Accelerator) -> None:
 
 def _threads_were_chosen() -> bool:
     """Say whether OMP_NUM_THREADS is the user's: the launcher has it, or there is no launcher."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which the launcher always sets
+    if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # which the launcher always sets
         return True
     try:
-        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # that of the launcher, as it was started
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # the launcher's, as it was started
     except OSError:  # not Linux
         return False
     return any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environment.split(b"\0"))

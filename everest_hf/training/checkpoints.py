@@ -32,11 +32,11 @@ class Checkpoints:
 
     A checkpoint is a folder step-<steps done> with what from_pretrained needs, `state/` (model, optimizer, schedule,
     scaler, moving average, meter, random states of each process) and progress.json. The number of steps is also the
-    position in the data, as long as the data, total_batch and steps_per_epoch are the same: else the run does not go on.
+    position in the data as long as `setting` is the same; otherwise the run does not go on.
 
-    keep: how many of the newest stay. every: steps from one checkpoint to the next. data: what tells the videos of
-    train and val from others. parts: by name, what has a `state_dict` that Accelerate does not know of. average: the
-    same, and its weights are those for from_pretrained.
+    keep: how many of the newest stay. every: steps from one checkpoint to the next. setting: total_batch,
+    steps_per_epoch, and data, which tells the videos of train and val from others. parts: by name, what has a
+    `state_dict` that Accelerate does not know of. average: another such part, whose weights from_pretrained then finds.
     """
 
     def __init__(
@@ -46,15 +46,12 @@ class Checkpoints:
         *,
         keep: int,
         every: int,
-        total_batch: int,
-        steps_per_epoch: int,
-        data: dict[str, dict[str, Any] | None],
+        setting: dict[str, Any],
         parts: dict[str, Any],
         average: MovingAverage | None = None,
     ):
         self.folder, self.accelerator, self.keep, self.every = folder / "checkpoints", accelerator, keep, every
-        self.setting = {"data": data, "total_batch": total_batch, "steps_per_epoch": steps_per_epoch}
-        self.average = average
+        self.setting, self.average = setting, average
         self.saved = False  # in this process
         self.resumed_from: Path | None = None
         self.parts = {**parts, **({"average": average} if average else {})}
@@ -193,7 +190,7 @@ class Checkpoints:
             end_together(ValueError(f"checkpoint {checkpoint} is not loaded: {failures[0]}"))
         is_same = processes == self.accelerator.num_processes and all(restored for _, restored in outcomes)
         if not is_same and self.accelerator.is_main_process:
-            what = "%s is of %d processes, or of other devices: dropout goes on otherwise"
+            what = "%s was saved by %d processes, or on other devices: from here on, dropout draws other numbers"
             logger.warning(what, checkpoint, processes)
 
 

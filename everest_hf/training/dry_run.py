@@ -14,11 +14,14 @@ from ..configuration_everest import EverestConfig
 from ..cost import clip_cost, count_parameters, training_memory
 from ..distributed import main_first
 from ..files import LOCK, held
-from . import build, loaders, run
+from . import build
 from .accelerator import build_accelerator
 from .checkpoints import refuse_other_setting
+from .folder import refuse_other_run
 from .integrity import Found, find_checkpoint
 from .recipe import Recipe
+from .run import Run, plan
+from .summary import describe as describe_run
 
 logger = logging.getLogger(__name__)
 
@@ -42,27 +45,22 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
         ValueError, OSError: as `dry_run`.
     """
     found = _check_output(recipe)
-    train, val = loaders.load_rows(recipe)
-    config = build.build_model(recipe, train, empty=True).config
-    loaders.build_transform(recipe, config)
-    loaders.check_videos(recipe, config, train, val, accelerator)
-    num_videos, total_batch, steps_per_epoch = loaders.count_steps(recipe, train, accelerator.num_processes)
-    total_steps = recipe.epochs * steps_per_epoch
+    run, _ = plan(recipe, accelerator, empty=True)
+    config = run.config
     if found.newest is not None:
-        setting = {"total_batch": total_batch, "steps_per_epoch": steps_per_epoch}
-        refuse_other_setting(found.newest, found.progress, {**setting, "data": loaders.identities_of(train, val)})
+        refuse_other_setting(found.newest, found.progress, run.setting)
     rows = {
         "model": _model(config, recipe),
         "a clip": _clip(config, recipe),
-        "total batch": _batch(recipe, total_batch, accelerator),
-        "learning rate": _learning_rate(recipe, total_batch, steps_per_epoch),
+        "total batch": _batch(run, accelerator),
+        "learning rate": _learning_rate(run),
         "memory": _memory(config, recipe, accelerator),
         "output": _output(recipe, found.newest),
         "checkpoints": _checkpoints(config, recipe),
     }
     return "\n".join(
         [
-            run.describe(recipe, config, num_videos, val, total_batch, total_steps),
+            describe_run(run),
             *_table(rows),
             f"the recipe, where it differs from the defaults of {recipe.task}:",
             *_table(replace(recipe, dry_run=False).settings()),
@@ -80,7 +78,7 @@ def _check_output(recipe: Recipe) -> Found:
     """Return the checkpoint that the run would go on from, having seen that its folder can be written and is its own."""
     folder = Path(recipe.output_dir)
     try:
-        run.refuse_other_run(recipe)
+        refuse_other_run(recipe)
         with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
         if (folder / LOCK).exists():
@@ -124,17 +122,18 @@ def _clip(config: EverestConfig, recipe: Recipe) -> str:
     )
 
 
-def _batch(recipe: Recipe, total_batch: int, accelerator: Accelerator) -> str:
+def _batch(run: Run, accelerator: Accelerator) -> str:
+    recipe = run.recipe
     sampled = f" x {recipe.num_sample} clips of each" if recipe.num_sample > 1 else ""
     return (
-        f"{total_batch} clips = {accelerator.num_processes} processes x {recipe.gradient_accumulation_steps} batches x "
+        f"{run.total_batch} clips = {accelerator.num_processes} processes x {recipe.gradient_accumulation_steps} batches x "
         f"{recipe.batch_size} videos{sampled}"
     )
 
 
-def _learning_rate(recipe: Recipe, total_batch: int, steps_per_epoch: int) -> str:
-    peak, final = build.learning_rates(recipe, total_batch)
-    warmup = build.warmup_steps(recipe, steps_per_epoch)
+def _learning_rate(run: Run) -> str:
+    peak, final = build.learning_rates(run.recipe, run.total_batch)
+    warmup = build.warmup_steps(run.recipe, run.steps_per_epoch)
     return f"0 to {peak:.4g} in {warmup} steps, then a cosine to {final:.4g}"
 
 

@@ -24,7 +24,7 @@ def end_with_launcher(launcher: int) -> None:
 
     `accelerate launch` for one process passes no signal on: its end alone would leave the run to itself, unseen.
     """
-    if {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # which launchers always set
+    if {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # which launchers always set
         threading.Thread(target=_end_after, args=(launcher,), daemon=True).start()
 
 
@@ -143,5 +143,5 @@ class Watch:
 
 
 def _local(norm: torch.Tensor | float) -> torch.Tensor:
-    """The norm as a plain tensor: that of a sharded model is a DTensor, that of DeepSpeed a number."""
+    """Return the norm as a plain tensor: a sharded model gives a DTensor, DeepSpeed a number."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..configuration_everest import EverestConfig, problem_type_of
 from ..data import (
-    BadVideos,
     EpochSampler,
     Opened,
     StreamedClips,
@@ -33,7 +31,6 @@ from ..data import (
 )
 from ..data.labels import check_classes, warn_of_shared
 from ..data.workers import start_worker
-from ..distributed import end_together
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -101,12 +98,12 @@ def check_videos(
     train: Dataset,
     val: Dataset | None,
     accelerator: Accelerator,
-    folder: Path | None = None,
+    opened: Path | None = None,
 ) -> None:
     """Open the videos before anything is trained, of a large training set a sample, of a stream the first.
 
-    Those that cannot be read or are too short are named in warnings. Only the main process does all this. folder: that
-    of the run, in which a file remembers what was opened, so that a run that goes on opens what is new.
+    Warnings name those that cannot be read or are too short. Only the main process does all this. opened: a file that
+    remembers what was opened, so that a run that goes on opens only what is new.
 
     Raises:
         ValueError: more training videos than max_bad_fraction, or, without count_bad_as_wrong, any of validation
@@ -119,8 +116,7 @@ def check_videos(
     train_share = recipe.max_bad_fraction
     if recipe.streaming:
         train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
-    opened = Opened(None if folder is None else folder / OPENED)
-    options = {"frames_needed": needed, "opened": opened, **opening_of(recipe)}
+    options = {"frames_needed": needed, "opened": Opened(opened), **opening_of(recipe)}
     found = [(recipe.train, train, train_share, check_readable(train, **options))]
     if val is not None:  # all of it: one that is found at the end would cost the whole run
         found.append((recipe.val, val, bad_share, check_readable(val, sample=None, **options)))
@@ -160,28 +156,24 @@ def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
     }
 
 
-def count_steps(recipe: Recipe, train: Dataset | IterableDataset, num_processes: int) -> tuple[int, int, int]:
-    """Return the training videos (of a stream: in an epoch), and over all processes the clips of a step of the
-    optimizer, and the steps of an epoch.
+def videos_of_step(recipe: Recipe, train: Dataset | IterableDataset, num_processes: int) -> int:
+    """Return the videos of a step of the optimizer, over all processes.
 
     Raises:
-        ValueError: the videos do not fill one step.
+        ValueError: the training videos do not fill one step.
     """
     videos = recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
-    total_batch = videos * recipe.num_sample
-    if recipe.streaming:
-        return recipe.steps_per_epoch * videos, total_batch, recipe.steps_per_epoch
-    if len(train) < videos:
+    if not recipe.streaming and len(train) < videos:
         raise ValueError(
             f"train has {len(train)} videos, fewer than the {videos} of a step (batch_size "
             f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} x "
             f"{num_processes} processes); lower batch_size"
         )
-    return len(train), total_batch, len(train) // videos
+    return videos
 
 
-def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Dataset | None, total_batch: int):
-    """Return the training loader, its sampler, and a function of (segments, crops) that makes a validation loader."""
+def build_train_loader(recipe: Recipe, config: EverestConfig, train: Dataset | IterableDataset, total_batch: int):
+    """Return the training loader, and what has its `set_epoch(epoch, start)`: its sampler, or of a stream its data."""
     reading = {"seed": recipe.seed, "num_sample": recipe.num_sample, **sampling_of(recipe, config)}
     loading = {
         "batch_size": recipe.batch_size,
@@ -190,16 +182,10 @@ def build_loaders(recipe: Recipe, config: EverestConfig, train: Dataset, val: Da
     }
     transform = build_transform(recipe, config)
     if recipe.streaming:
-        train_loader, sampler = _stream_loader(recipe, train, transform, reading, loading)
-    else:
-        clips = VideoClips(train, transform, **reading)
-        sampler = EpochSampler(clips, total_batch)
-        train_loader = DataLoader(clips, sampler=sampler, **loading)
-
-    def val_loader(num_segments: int, num_crops: int) -> DataLoader:
-        return build_val_loader(recipe, config, val, num_segments, num_crops)
-
-    return train_loader, sampler, val_loader
+        return _stream_loader(recipe, train, transform, reading, loading)
+    clips = VideoClips(train, transform, **reading)
+    sampler = EpochSampler(clips, total_batch)
+    return DataLoader(clips, sampler=sampler, **loading), sampler
 
 
 def _stream_loader(recipe: Recipe, train: IterableDataset, transform: Callable, reading: dict, loading: dict):
@@ -234,8 +220,8 @@ def _workers_of(recipe: Recipe) -> dict:
         "num_workers": recipe.num_workers,
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
-        # Of their own: a loader draws when its workers start, and a resumed run starts them anew. From the default
-        # generator, that would shift what the model draws.
+        # Each loader has its own: it draws when its workers start, and a resumed run starts them again. Drawn from the
+        # default generator, that would shift what the model draws.
         "generator": torch.Generator(),
         "worker_init_fn": start_worker,
     }
@@ -284,20 +270,3 @@ def names_of(rows: Dataset | IterableDataset, indices: list[int]) -> list[str]:
     if isinstance(rows, IterableDataset):
         return [f"number {i} of the stream" for i in indices]
     return [name_of(rows[i]["video"], i) for i in indices]
-
-
-def share_bad(accelerator: Accelerator, bad: BadVideos, recipe: Recipe, num_videos: int) -> None:
-    """Let all processes know the unreadable videos of each, and end them where there are too many. All call it.
-
-    Raises:
-        ValueError: on the main process: too many; the others end.
-    """
-    bad.share(gather=gather_object, is_main=accelerator.is_main_process)
-    if len(bad.reasons) > recipe.max_bad_fraction * num_videos:
-        path, reason = next(iter(bad.reasons.items()))
-        end_together(
-            ValueError(
-                f"{len(bad.reasons)} of {num_videos} training videos are unreadable, more than max_bad_fraction="
-                f"{recipe.max_bad_fraction}; the first is {path}: {reason}; all are in {bad.path}"
-            )
-        )

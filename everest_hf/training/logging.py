@@ -110,7 +110,7 @@ def check_tracker(name: str) -> None:
 class Meter:
     """What happened since the last line of the log: the loss, which adds up on the device, clips, seconds, waiting.
 
-    The sum of the losses belongs to a checkpoint, so that the first line after it is that of a run that went on.
+    The sum of the losses belongs to a checkpoint: the first line of a run that goes on counts the steps before it too.
     device: where the run's tensors are; on a GPU, the peak of their memory is one of the figures.
     """
 
@@ -148,7 +148,7 @@ class Meter:
         self.clips += clips
 
     def read(self, steps_left: int) -> dict[str, float]:
-        """Return the mean loss, clips a second, share of waiting for data, seconds left, GPU memory; start anew.
+        """Return the mean loss, clips a second, share of waiting for data, seconds left, GPU memory, and start again.
 
         This waits for the device.
         """

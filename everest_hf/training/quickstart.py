@@ -23,13 +23,15 @@ def folder_of(options: dict) -> Path:
     return Path(options.get("output_dir", "runs/quickstart"))
 
 
-def load_stages(videos: Path, options: dict) -> dict[str, Recipe]:
-    """Return the recipes of both stages, chained: fine-tuning starts from the model that pre-training saves.
+def load_stages(options: dict) -> dict[str, Recipe]:
+    """Return the recipes of both stages, on videos that are written where they are missing.
+
+    They are chained: fine-tuning starts from the model that pre-training saves.
 
     options: values for both, over the files'; output_dir is the folder that holds a run for each stage, and only the
     classifier goes to push_to_hub.
     """
-    root = folder_of(options)
+    videos, root = write_videos(), folder_of(options)
     shared = {"train": str(videos / "train"), "val": str(videos / "val"), **options}
     first = {"output_dir": str(root / "pretrain"), "push_to_hub": None}
     pretrain = load_recipe(RECIPES / "pretrain.yaml", {**shared, **first})

@@ -142,8 +142,7 @@ def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict,
     multiprocessing.set_start_method("fork", force=True)  # that of the data loader's workers, as in a plain process
     import train_accelerate
 
-    train_accelerate.PARENT = os.getppid()
-    train_accelerate.main()
+    train_accelerate.main(launcher=os.getppid())
 
 
 def start_ranks(processes: int, *arguments, cwd, environment: dict | None = None, **kwargs) -> list[Run]:

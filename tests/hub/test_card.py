@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from datasets import Dataset
+from helpers.runs import run_of
 from helpers.tiny import tiny_config
 from helpers.videos import write_clip
 from huggingface_hub import ModelCard
@@ -19,7 +21,8 @@ from everest_hf import (
 )
 from everest_hf.cost import operations_counter
 from everest_hf.hub import card
-from everest_hf.hub.card import RunFacts, hardware_of, make_card, named_for_hub, public_path, write_card
+from everest_hf.hub.card import make_card, named_for_hub, public_path, write_card
+from everest_hf.training.accelerator import hardware_of
 from everest_hf.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +39,13 @@ def classifier(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("classifier") / "model")
 
 
-def facts(task: str = "finetune", figures=FIGURES, **options) -> RunFacts:
-    """A run of 60 epochs with 5 x 3 views of its validation videos, whose lists lie in someone's home."""
+def facts(task: str = "finetune", figures=FIGURES, **options) -> dict:
+    """What `make_card` takes of a run of 60 epochs with 5 x 3 views of val, whose lists lie in someone's home."""
     options = {"train": "/home/someone/films/train.txt", "val": "val.txt", "epochs": 60, **options}
     recipe = load_recipe(None, {"task": task, "output_dir": "runs/waving", **options})
-    return RunFacts(recipe, 1234, 56, total_batch=32, hardware="2 × TPU, bf16", steps=777, figures=figures)
+    val = None if recipe.val is None else Dataset.from_dict({"video": ["clip.mp4"] * 56})
+    run = run_of(recipe, val=val, hardware="2 × TPU, bf16", num_videos=1234, total_batch=32)
+    return {"run": run, "steps": 777, "figures": figures}
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -51,7 +56,7 @@ def rows_of(text: str) -> dict[str, str]:
 
 
 def test_a_card_holds_what_the_run_measured_and_how(classifier):
-    text = make_card(classifier, facts())
+    text = make_card(classifier, **facts())
     rows = rows_of(text)
     assert rows["top-1 accuracy"] == "0.875"
     assert rows["loss"] == "0.5123"
@@ -69,14 +74,14 @@ def test_a_card_holds_what_the_run_measured_and_how(classifier):
 
 def test_a_card_holds_the_values_of_the_recipe_that_differ(classifier):
     options = {"base_lr": 0.02, "flip": False, "layer_decay": 0.75, "config": {"keep_ratio": 0.45}}
-    text = make_card(classifier, facts(**options))
+    text = make_card(classifier, **facts(**options))
     block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
     config = {"drop_path_rate": 0.1, "keep_ratio": 0.45}
     assert yaml.safe_load(block) == {"epochs": 60, "base_lr": 0.02, "flip": False, "config": config}
 
 
 def test_the_figures_are_in_the_metadata_that_the_hub_reads(classifier):
-    data = ModelCard(make_card(classifier, facts())).data
+    data = ModelCard(make_card(classifier, **facts())).data
     assert data.pipeline_tag == "video-classification"
     assert (data.library_name, data.license) == ("transformers", "apache-2.0")
     assert {"video", "everest"} <= set(data.tags)
@@ -97,7 +102,7 @@ def test_the_figures_are_in_the_metadata_that_the_hub_reads(classifier):
     ],
 )
 def test_what_was_not_measured_is_not_claimed(classifier, run, words):
-    text = make_card(classifier, run)
+    text = make_card(classifier, **run)
     assert words in text
     assert "accuracy" not in text
     assert "model-index" not in ModelCard(text).data.to_dict()
@@ -115,7 +120,7 @@ def test_without_a_run_a_card_tells_the_configuration_alone(classifier):
 
 def test_a_card_of_pretraining_claims_no_classifier(tmp_path):
     folder = save(tmp_path / "model", EverestForPreTraining)
-    text = make_card(folder, facts("pretrain", {"val_loss": 0.4}, config={"mask_ratio": 0.85}))
+    text = make_card(folder, **facts("pretrain", {"val_loss": 0.4}, config={"mask_ratio": 0.85}))
     data = ModelCard(text).data
     assert data.pipeline_tag is None
     assert data.eval_results[0].task_type != "video-classification"
@@ -129,18 +134,18 @@ def test_a_card_of_pretraining_claims_no_classifier(tmp_path):
 
 def test_weights_that_come_from_others_keep_their_licence(classifier, tmp_path):
     source = save(tmp_path / "source")
-    assert ModelCard(make_card(classifier, facts(model=str(source)))).data.license is None
-    assert "`source`" not in make_card(classifier, facts(model=None))
+    assert ModelCard(make_card(classifier, **facts(model=str(source)))).data.license is None
+    assert "`source`" not in make_card(classifier, **facts(model=None))
     text = make_card(source).replace("---\nlibrary_name", "---\nlicense: cc-by-nc-4.0\nlibrary_name", 1)
     (source / "README.md").write_text(text)
-    filled = make_card(classifier, facts(model=str(source)))
+    filled = make_card(classifier, **facts(model=str(source)))
     assert ModelCard(filled).data.license == "cc-by-nc-4.0"
     assert "Weights: cc-by-nc-4.0." in filled
 
 
 def test_names_on_the_hub_are_metadata(classifier):
     """Nobody can be asked for the licence here: it is not claimed."""
-    text = make_card(classifier, facts(model="MCG-NJU/videomae-base", train="someone/waving:small"))
+    text = make_card(classifier, **facts(model="MCG-NJU/videomae-base", train="someone/waving:small"))
     data = ModelCard(text).data
     assert data.datasets == ["someone/waving"]
     assert rows_of(text)["training videos"] == "1,234 of `someone/waving`"
@@ -174,7 +179,7 @@ def test_the_template_is_the_card_of_the_project():
 
 @pytest.mark.parametrize("model_class", [EverestModel, EverestForPreTraining, EverestForVideoClassification])
 def test_every_part_of_the_template_is_filled(model_class, tmp_path):
-    text = make_card(save(tmp_path, model_class), facts())
+    text = make_card(save(tmp_path, model_class), **facts())
     assert "<!--" not in text
     assert "project's own" not in text
     for said in ("2211.10636", "2203.12602", "hwang2024everest", "## Limits", "## Bias", "## Licence"):

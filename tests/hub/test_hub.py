@@ -15,13 +15,15 @@ import yaml
 from accelerate import Accelerator
 from helpers.commands import SCRIPT
 from helpers.local_hub import LocalHub, Refused
+from helpers.runs import run_of
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import write_class_folders, write_clip
 from huggingface_hub import ModelCard
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli, hub
-from everest_hf.hub.card import RunFacts, make_card
+from everest_hf.hub.card import make_card
 from everest_hf.training.recipe import Recipe
+from everest_hf.training.run import Run
 
 MODEL_FILES = {
     "README.md",
@@ -264,7 +266,7 @@ def test_the_licence_of_a_folder_is_not_asked_of_the_hub(online, model, tmp_path
     template = f"{online.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    run = RunFacts(Recipe(train="videos", model="tester/base"), 1, 0, 1, "a computer")
+    run = run_of(Recipe(train="videos", model="tester/base"), num_videos=1, total_batch=1)
     monkeypatch.chdir(tmp_path)
     assert ModelCard(make_card(model, run)).data.license == "cc-by-nc-4.0"
     save_model(tmp_path / "tester" / "base")
@@ -405,13 +407,13 @@ def test_a_connection_that_is_cut_is_tried_again(online, model):
 
 
 @pytest.fixture
-def trained(tmp_path) -> tuple[Path, RunFacts]:
-    """The folder of a run with two checkpoints, and what the run knows of itself."""
+def trained(tmp_path) -> tuple[Path, Run]:
+    """The folder of a run with two checkpoints, and the run."""
     folder = save_run(tmp_path / "run")
     for step in (1, 2):
         save_model(folder / "checkpoints" / f"step-{step}", seed=step)
     recipe = Recipe(train="/home/someone/films/train.txt", output_dir=str(folder))
-    return folder, RunFacts(recipe, 10, 0, 2, "a CPU", steps=1)
+    return folder, run_of(recipe, num_videos=10, total_batch=2)
 
 
 def uploads(folder: Path, repo: str | None = "clips") -> hub.Uploads:
@@ -423,7 +425,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_checkpoints_go_up_beside_the_training_and_the_result_at_the_end(online, trained):
-    folder, facts = trained
+    folder, run = trained
     first, second = sorted((folder / "checkpoints").iterdir())
     expected, under_way, go_on = weights(first), Event(), Event()
 
@@ -432,10 +434,10 @@ def test_checkpoints_go_up_beside_the_training_and_the_result_at_the_end(online,
         return go_on.wait(60)
 
     run_uploads, online.uploads = uploads(folder), slowly
-    run_uploads.start(first, facts)
+    run_uploads.start(first, run, 1)
     assert under_way.wait(60)
     shutil.rmtree(first)  # as old checkpoints go
-    run_uploads.start(second, facts)  # one at a time
+    run_uploads.start(second, run, 2)  # one at a time
     go_on.set()
     assert run_uploads.finish(folder / "model") == f"{online.url}/tester/clips"
     repo = online.repos["tester/clips"]
@@ -448,9 +450,9 @@ def test_checkpoints_go_up_beside_the_training_and_the_result_at_the_end(online,
 
 
 def test_a_checkpoint_that_does_not_go_up_is_a_warning_and_a_result_an_error(online, trained, caplog):
-    folder, facts = trained
+    folder, run = trained
     run_uploads, online.uploads = uploads(folder), refuse
-    run_uploads.start(folder / "checkpoints" / "step-1", facts)
+    run_uploads.start(folder / "checkpoints" / "step-1", run, 1)
     with pytest.raises(ValueError, match=r"storage is full.*; all is saved; `everest-hf push .*model tester/clips`"):
         run_uploads.finish(folder / "model")
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "everest_hf.hub.publish"]

@@ -315,11 +315,11 @@ def test_several_views_by_hand(place, finetuned):
     recipe = load_recipe(
         None, {**FINETUNE, "train": str(place / "videos/train"), "val": str(place / "videos/val"), "num_workers": 0}
     )
-    train_rows, val_rows = loaders.load_rows(recipe)
+    _, val_rows = loaders.load_rows(recipe)
     model = AutoModelForVideoClassification.from_pretrained(finetuned / "model").eval()
     config = model.config
-    *_, val_loader = loaders.build_loaders(recipe, config, train_rows, val_rows, total_batch=4)
-    figures = evaluate_model(Accelerator(cpu=True), model, val_loader(2, 3), source=recipe.val)
+    loader = loaders.build_val_loader(recipe, config, val_rows, 2, 3)
+    figures = evaluate_model(Accelerator(cpu=True), model, loader, source=recipe.val)
 
     sampling = {"num_frames": 12, "frame_step": 1}
     views = VideoViews(val_rows, config.frame_size, num_segments=2, num_crops=3, **sampling)
