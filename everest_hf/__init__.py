@@ -1,8 +1,12 @@
 """EVEREST: efficient masked video autoencoding, as a Transformers model.
 
 Importing the package registers its classes with AutoConfig, AutoModel, AutoModelForPreTraining,
-AutoModelForVideoClassification and AutoVideoProcessor.
+AutoModelForVideoClassification and AutoVideoProcessor. `Recipe`, `train` and `evaluate` are imported when they are
+first used, with the libraries that only training needs.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -29,8 +33,25 @@ __all__ = [
     "EverestModel",
     "EverestPreTrainedModel",
     "EverestVideoProcessor",
+    "Recipe",
     "__version__",
+    "evaluate",
+    "train",
 ]
+
+if TYPE_CHECKING:
+    from .api import evaluate, train
+    from .training.recipe import Recipe
+
+# Names that are imported when they are first used, and where from.
+_LAZY = {"Recipe": ".training.recipe", "evaluate": ".api", "train": ".api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
+
 
 AutoConfig.register("everest", EverestConfig, exist_ok=True)
 AutoModel.register(EverestConfig, EverestModel, exist_ok=True)
