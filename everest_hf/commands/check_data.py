@@ -1,7 +1,6 @@
 """everest-hf check-data: look at every video before anything is trained on it."""
 
 import argparse
-import sys
 
 from .options import (
     PROGRAM,
@@ -50,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def default_clip_frames() -> int:
     """Return how many frames of a long video a clip of the defaults spans."""
-    from ..video_processing_everest import EverestVideoProcessor, frame_indices
+    from ..data.sampling import Sampling
+    from ..video_processing_everest import EverestVideoProcessor as Defaults
 
-    sampling = {name: getattr(EverestVideoProcessor, name) for name in ("num_frames", "frame_step", "frame_sampling")}
-    indices = frame_indices(num_video_frames=sys.maxsize, **sampling)
-    return indices[-1] - indices[0] + 1
+    return Sampling(Defaults.num_frames, Defaults.frame_step, frame_sampling=Defaults.frame_sampling).span

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
 def _print_gain(done) -> None:
     """Read clips of some videos before and after, and print how many a second that makes."""
     from ..data.prepare import measure_gain
+    from ..data.sampling import Sampling
     from ..video_processing_everest import EverestVideoProcessor
 
     frames, step = EverestVideoProcessor.num_frames, EverestVideoProcessor.frame_step
-    gain = measure_gain(done.pairs(GAIN_SAMPLE), num_frames=frames, frame_step=step)
+    gain = measure_gain(done.pairs(GAIN_SAMPLE), Sampling(frames, step))
     if gain:
         before, after = gain
         print(

@@ -14,8 +14,9 @@ from typing import IO, Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, VideoInfo, probe, read_frames
-from .rows import class_names_of, name_of, named, source_of
+from ..video import MAX_PIXELS, TIME_LIMIT, Segment, VideoError, VideoInfo, probe, read_frames
+from .rows import class_names_of, name_of, named, video_in
+from .segments import segment_in
 from .workers import map_videos
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ def _try_open(
 ) -> tuple[str, tuple | None, int | VideoError]:
     """Return what errors call a row's video, its key, and its frames or why it cannot be read."""
     try:
-        arguments = source_of(rows[index]["video"], index, url_schemes=url_schemes, time_limit=opening["time_limit"])
-        key = opened.key_of(arguments["source"], opening["backend"], opening["max_pixels"])
+        arguments = video_in(rows[index], index, url_schemes=url_schemes, time_limit=opening["time_limit"])
+        key = opened.key_of(arguments["source"], opening["backend"], opening["max_pixels"], arguments["segment"])
         frames = opened.frames.get(key) or probe(**arguments, **opening).num_frames
         return arguments["name"], key, frames
     except VideoError as error:
@@ -77,7 +78,8 @@ def _try_open(
 class Opened:
     """The videos that were opened before, and how many frames each has.
 
-    A video is known by its path, size and time of change, and by the decoder and max_pixels that it was opened with.
+    A video is known by its path, size and time of change, its segment, and by the decoder and max_pixels that it was
+    opened with.
     path: the file that remembers them, a JSON list a line, or None. What is in no file of its own is not remembered.
     """
 
@@ -93,12 +95,13 @@ class Opened:
                 continue
 
     @staticmethod
-    def key_of(source: str | bytes, backend: str, max_pixels: int) -> tuple | None:
+    def key_of(source: str | bytes, backend: str, max_pixels: int, segment: Segment | None = None) -> tuple | None:
         try:
             status = os.stat(source) if isinstance(source, str) else None
         except OSError:  # which opening it will say
             status = None
-        return status and (source, status.st_size, status.st_mtime_ns, backend, max_pixels)
+        part = () if segment is None else (str(segment),)
+        return status and (source, status.st_size, status.st_mtime_ns, backend, max_pixels, *part)
 
     @contextmanager
     def adding(self) -> Iterator[None]:
@@ -128,13 +131,14 @@ def check_videos(
     time_limit and url_schemes of `map_videos`.
     """
     # Without a time limit of their own: a process that hangs is ended.
-    check = partial(_check_video, {"time_limit": 0, "max_pixels": max_pixels})
+    check = partial(_check_video, rows, {"time_limit": 0, "max_pixels": max_pixels})
     return map_videos(check, rows, range(len(rows)), workers=workers, description="check", **options)
 
 
 def _check_video(
-    opening: dict[str, Any], row: int, source: str | bytes, name: str, alive: Callable[[], None]
+    rows: Dataset, opening: dict[str, Any], row: int, source: str | bytes, name: str, alive: Callable[[], None]
 ) -> VideoInfo:
+    opening = {**opening, "segment": segment_in(rows[row])}
     info = probe(source, name=name, **opening)  # decodes the first frame
     alive()
     read_frames(source, [info.num_frames // 2, info.num_frames - 1], name=name, **opening)

@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset, Features
 from torch.utils.data import Sampler
 
-from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, frame_indices, read_clip
+from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, read_clip
 from . import transforms
-from .rows import source_of
+from .rows import video_in
+from .sampling import Sampling
 
 # A run of this many unreadable videos in the order of an epoch is no longer bad luck.
 MAX_REPLACEMENTS = 16
@@ -52,27 +53,25 @@ class ClipReader:
     Args:
         transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
             most that it can use of a frame's; see `everest_hf.video.open_video`.
-        num_frames, frame_step, num_input_frames, frame_sampling: see `everest_hf.video.frame_indices`.
         seed: that of the run. num_sample: crops of a video. backend, time_limit, max_pixels: see
             `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
+        sampling: the fields of `Sampling`, num_frames and so on.
     """
 
     def __init__(
         self,
         transform: Callable[[torch.Tensor], torch.Tensor],
         *,
-        num_frames: int,
-        frame_step: int = 1,
-        num_input_frames: int | None = None,
-        frame_sampling: str = "stride",
         seed: int = 0,
         num_sample: int = 1,
         backend: str = "auto",
         time_limit: float = TIME_LIMIT,
         max_pixels: int = MAX_PIXELS,
         url_schemes: Sequence[str] = (),
+        **sampling,
     ):
         self.transform, self.seed, self.num_sample = transform, seed, num_sample
+        self.sampling = Sampling(**sampling)
         self.opening: dict[str, Any] = {
             "backend": backend,
             "time_limit": time_limit,
@@ -80,12 +79,6 @@ class ClipReader:
             "short_side": getattr(transform, "short_side", None),
         }
         self.fetching: dict[str, Any] = {"url_schemes": url_schemes, "time_limit": time_limit}
-        self.sampling: dict[str, Any] = {
-            "frame_sampling": frame_sampling,
-            "num_frames": num_frames,
-            "frame_step": frame_step,
-            "num_input_frames": num_input_frames,
-        }
 
     def read(
         self, row: dict[str, Any], features: Features, *, epoch: int, index: int, place: int | None = None
@@ -97,8 +90,8 @@ class ClipReader:
         """
         generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=epoch, index=index))
         clip = read_clip(
-            **source_of(row["video"], place, **self.fetching),
-            indices_of=lambda count: frame_indices(num_video_frames=count, generator=generator, **self.sampling),
+            **video_in(row, place, **self.fetching),
+            indices_of=lambda count: self.sampling.drawn(count, generator),
             **self.opening,
         )
         crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
@@ -203,7 +196,7 @@ class VideoViews(torch.utils.data.Dataset):
     mean over its views needs no other process. A video that cannot be read raises a VideoError, or with
     count_unreadable gives black views, with (path, reason) in "bad": it is never skipped.
 
-    Args: as in `VideoClips`; size: height and width of a view; num_segments, num_crops: views in time and in space.
+    Args: as in `ClipReader`; size: height and width of a view; num_segments, num_crops: views in time and in space.
     """
 
     def __init__(
@@ -211,10 +204,6 @@ class VideoViews(torch.utils.data.Dataset):
         rows: Dataset,
         size: tuple[int, int],
         *,
-        num_frames: int,
-        frame_step: int = 1,
-        num_input_frames: int | None = None,
-        frame_sampling: str = "stride",
         num_segments: int = 1,
         num_crops: int = 1,
         backend: str = "auto",
@@ -222,19 +211,14 @@ class VideoViews(torch.utils.data.Dataset):
         max_pixels: int = MAX_PIXELS,
         url_schemes: Sequence[str] = (),
         count_unreadable: bool = False,
+        **sampling,
     ):
         self.rows, self.size, self.count_unreadable = rows, (size[0], size[1]), count_unreadable
+        self.sampling = Sampling(**sampling)
         # Never scaled by the decoder: the pixels are those of the processor.
         self.opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit, "max_pixels": max_pixels}
         self.fetching: dict[str, Any] = {"url_schemes": url_schemes, "time_limit": time_limit}
         self.num_segments, self.num_crops = num_segments, num_crops
-        self.sampling: dict[str, Any] = {
-            "frame_sampling": frame_sampling,
-            "num_frames": num_frames,
-            "frame_step": frame_step,
-            "num_input_frames": num_input_frames,
-            "num_segments": num_segments,
-        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -250,19 +234,16 @@ class VideoViews(torch.utils.data.Dataset):
         return {**_item(views, self.rows.features, row, index), "unreadable": bool(bad), "bad": bad}
 
     def _read(self, row: dict[str, Any], index: int) -> torch.Tensor:
-        clip = read_clip(**source_of(row["video"], index, **self.fetching), indices_of=self._indices, **self.opening)
+        clip = read_clip(**video_in(row, index, **self.fetching), indices_of=self._indices, **self.opening)
         crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
         return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
 
     def _black(self) -> torch.Tensor:
-        frames = self.sampling["num_input_frames"] or self.sampling["num_frames"]
-        return torch.zeros(self.num_segments * self.num_crops, frames, 3, *self.size, dtype=torch.uint8)
+        views = self.num_segments * self.num_crops
+        return torch.zeros(views, self.sampling.frames_read, 3, *self.size, dtype=torch.uint8)
 
     def _indices(self, num_video_frames: int) -> list[int]:
-        segments = range(self.num_segments)
-        return [
-            i for k in segments for i in frame_indices(num_video_frames=num_video_frames, segment=k, **self.sampling)
-        ]
+        return self.sampling.views(num_video_frames, self.num_segments)
 
 
 def _item(pixel_values: torch.Tensor, features: Features, row: dict[str, Any], index: int) -> dict[str, Any]:

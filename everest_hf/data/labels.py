@@ -44,7 +44,7 @@ def check_texts(rows: list[Row], problem_type: str, *, learned: bool) -> None:
     tell(
         [rows[0].where] if _are_marks_of_hmdb51(rows, set(first)) else [],
         "looks like a split file of HMDB51, whose 0, 1 and 2 are no classes but mean unused, training and test; "
-        "write a list of the videos with 1 and one of those with 2, with the class of each as its label",
+        "`everest-hf make-list hmdb51 ANNOTATIONS VIDEOS OUT` writes a list of each",
     )
 
 
@@ -62,7 +62,7 @@ def _are_marks_of_hmdb51(rows: list[Row], labels: set[str]) -> bool:
 
 def check_contradictions(rows: list[Row], problem_type: str, *, learned: bool) -> None:
     """Look for a video file that has other labels in another row; `learned`: raise a ValueError for it."""
-    seen: dict[tuple[str, str], Row] = {}
+    seen: dict[tuple, Row] = {}
     wrong = []
     for place, row in _places(rows):
         other = seen.setdefault(place, row)
@@ -72,14 +72,14 @@ def check_contradictions(rows: list[Row], problem_type: str, *, learned: bool) -
     (refuse if learned else warn)(wrong, f"one video with two labels; {right}")
 
 
-def _places(rows: list[Row]) -> Iterator[tuple[tuple[str, str], Row]]:
-    """Yield the folder, with its links followed, and the name of each video's file, and the row."""
+def _places(rows: list[Row]) -> Iterator[tuple[tuple, Row]]:
+    """Yield the folder, with its links followed, the name of each video's file and what segment of it, and the row."""
     real: dict[str, str] = {}
     for row in rows:
         folder, _, name = row.path.rpartition(os.sep)
         if folder not in real:
             real[folder] = os.path.realpath(folder)
-        yield (real[folder], name), row
+        yield (real[folder], name, str(row.segment)), row
 
 
 def warn_of_similar(names: Sequence[str] | None, source: str) -> None:
@@ -116,11 +116,11 @@ def _remedy(missing: list[str], names: list[str]) -> str:
         return "give each class a video, or leave it out of the classes"
     if missing != ["0"]:
         return "number the classes from 0 without gaps, or write their names"
-    known = ", as in UCF101's official lists" if len(names) == 102 else ""
-    return (
-        f"its labels run from 1 to {len(names) - 1}{known}, and must count from 0: subtract 1 from each, "
-        "or write the classes' names"
-    )
+    known, remedy = "", "subtract 1 from each, or write the classes' names"
+    if len(names) == 102:
+        known = ", as in UCF101's official lists"
+        remedy = "`everest-hf make-list ucf101 ANNOTATIONS VIDEOS OUT` writes such lists, with the classes' names"
+    return f"its labels run from 1 to {len(names) - 1}{known}, and must count from 0: {remedy}"
 
 
 def warn_of_shared(train: Dataset, val: Dataset, source: str) -> None:

@@ -18,11 +18,14 @@ from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
 from ..files import held, put_in_place
-from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, frame_indices, read_clip
+from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
 from ..video_reading_everest import open_container
-from .rows import VIDEO_SUFFIXES, class_names_of, is_video, source_of
+from .lists import write_csv
+from .rows import VIDEO_SUFFIXES, class_names_of, is_video, source_of, video_in
+from .sampling import Sampling
+from .segments import FRAMES, segments_in
 from .sources import load_videos, walk
 from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos
@@ -31,6 +34,8 @@ SUFFIX = ".mp4"
 # Bytes that the name of a file or folder may have on all common file systems.
 LONGEST_NAME = 255
 MADE, KEPT = "made", "kept"
+# Suffixes of lists with columns, of which csv is written.
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,15 @@ def prepare_videos(
         bad = {
             targets[row]: result for row, result in zip(chosen, results, strict=True) if isinstance(result, VideoError)
         }
-        new_list = _write_list(out / source.name, aside, rows, targets, bad) if _is_list(source) else None
+        opening: dict[str, Any] = {"time_limit": time_limit, "max_pixels": max_pixels}
+        new_list, wrong = (
+            _write_list(source, out, aside, rows, targets, bad, opening) if _is_list(source) else (None, [])
+        )
     made, kept = (
         [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
         for which in (MADE, KEPT)
     )
-    return Prepared(rows, made, kept, list(bad.values()), new_list, url_schemes)
+    return Prepared(rows, made, kept, [*bad.values(), *wrong], new_list, url_schemes)
 
 
 @contextmanager
@@ -148,7 +156,7 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
         rows = load_videos(source, split=split, labels_required=False, check_files=False, **options)
         videos = [Path(video) for video in rows["video"]]
         base = _base_of(videos, Path(options.get("data_root") or source.parent))
-        if source.resolve() == (out / source.name).resolve():
+        if source.resolve().parent == out.resolve():
             raise ValueError(f"{out}: is the folder of {source}, which would be overwritten; choose another folder")
     names = [video.relative_to(base) for video in videos]
     targets = [out / _renamed(name) for name in names]
@@ -253,15 +261,52 @@ def _refuse_long_names(videos: list[Path], targets: list[Path]) -> None:
             )
 
 
-def _write_list(path: Path, aside: Path, rows: Dataset, targets: list[Path], bad: Container[Path]) -> Path:
-    """Write the list of the targets, with the labels of the rows, and return its path."""
-    with (aside / path.name).open("w", encoding="utf-8") as file:
-        for target, label in zip(targets, _label_texts(rows), strict=True):
-            if target not in bad:
-                name = target.relative_to(path.parent).as_posix()
-                file.write(name + ("" if label is None else f" {label}") + "\n")
+def _write_list(
+    source: Path,
+    out: Path,
+    aside: Path,
+    rows: Dataset,
+    targets: list[Path],
+    bad: Container[Path],
+    opening: dict[str, Any],
+) -> tuple[Path, list[VideoError]]:
+    """Write the list of the targets, with the labels and segments of the rows; return its path, and what is wrong.
+
+    Segments are in frames, which stay, while times become even. The list is csv where "path label" would not do, or
+    where the source is a table.
+    """
+    good = [row for row, target in enumerate(targets) if target not in bad]
+    columns: dict[str, dict[int, Any]] = {"video": {row: targets[row].relative_to(out).as_posix() for row in good}}
+    wrong: list[VideoError] = []
+    if segments_in(rows):
+        found = {row: _frames_of(rows, row, opening) for row in good}
+        wrong = [frames for frames in found.values() if isinstance(frames, VideoError)]
+        ends = {row: frames for row, frames in found.items() if not isinstance(frames, VideoError)}
+        good = list(ends)
+        columns |= {name: {row: ends[row][i] for row in good} for i, name in enumerate(FRAMES)}
+    if "label" in rows.column_names:
+        columns["label"] = dict(enumerate(_label_texts(rows)))
+    lines = [[values[row] for values in columns.values()] for row in good]
+    is_table = source.suffix.lower() in TABLES or FRAMES[0] in columns or any(" " in line[-1] for line in lines)
+    path = out / (source.with_suffix(".csv") if source.suffix.lower() in TABLES else source).name
+    if is_table and (len(columns) > 1 or source.suffix.lower() in TABLES):
+        write_csv(aside / path.name, list(columns), lines)
+    else:
+        (aside / path.name).write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
     put_in_place(aside / path.name, path)
-    return path
+    return path, wrong
+
+
+def _frames_of(rows: Dataset, row: int, opening: dict[str, Any]) -> tuple[int | None, int | None] | VideoError:
+    """Return the first frame of a row's segment and the one after its last, None for a whole video."""
+    arguments = video_in(rows[row], row)
+    if arguments["segment"] is None:
+        return None, None
+    try:
+        frames = open_video(**arguments, **opening).frames
+    except VideoError as error:
+        return error
+    return frames.start, frames.stop
 
 
 # ---------------------------------------------------------------------- one video
@@ -315,26 +360,25 @@ def _tag_of(path: Path) -> str | None:
 
 
 def measure_gain(
-    pairs: list[tuple[str | bytes, Path]], *, num_frames: int, frame_step: int, rounds: int = 2
+    pairs: list[tuple[str | bytes, Path]], sampling: Sampling, *, rounds: int = 2
 ) -> tuple[float, float] | None:
     """Return clips a second of one process from the sources and from the targets, read in turn at the same places.
 
-    Clips of `num_frames` frames, every `frame_step`-th one, start at random; each pair is read `rounds` times. None
-    where the training's decoder takes none of the sources.
+    Clips are drawn at random; each pair is read `rounds` times. None where the training's decoder takes none of the
+    sources.
     """
-    sampling = {"num_frames": num_frames, "frame_step": frame_step}
     times = []
     for pair in tqdm(pairs, desc="measure", unit="video"):
         try:
             # The first reading brings the files into memory.
-            times += [[_seconds(video, seed, **sampling) for video in pair] for seed in range(rounds + 1)][1:]
+            times += [[_seconds(video, seed, sampling) for video in pair] for seed in range(rounds + 1)][1:]
         except VideoError:
             continue  # made readable by being prepared
     return tuple(len(times) / sum(column) for column in zip(*times, strict=True)) if times else None
 
 
-def _seconds(source: str | bytes | Path, seed: int, **sampling) -> float:
+def _seconds(source: str | bytes | Path, seed: int, sampling: Sampling) -> float:
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    read_clip(source, lambda count: frame_indices(num_video_frames=count, generator=generator, **sampling))
+    read_clip(source, lambda count: sampling.drawn(count, generator))
     return time.perf_counter() - start

@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from ..files import printable
-from ..video import TIME_LIMIT, VideoError
+from ..video import TIME_LIMIT, Segment, VideoError
 from ..video.isolation import Overdue, call_within
 from ..video_processing_everest import read_fetched
+from .segments import FEATURES, columns_with, segment_in, segments_in
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 # A label beyond this is taken for a mistake, such as the number of a video.
 MAX_CLASSES = 1_000_000
 # Schemes of addresses that are fetched unless more are allowed; those of archives, which are followed by another one;
@@ -29,11 +31,14 @@ NAMED_CULPRITS = 3
 
 
 class Row(NamedTuple):
-    """A video as its source has it: its path, its label or labels as text (or None), and what an error calls it."""
+    """A video as its source has it: its path, its label or labels as text (or None), what an error calls it, and which
+    part of it is meant, where that is not all.
+    """
 
     path: str
     label: Any
     where: str
+    segment: Segment | None = None
 
 
 def class_names_of(rows: Dataset | IterableDataset) -> list[str] | None:
@@ -50,6 +55,11 @@ def class_names_in(feature: Any) -> list[str] | None:
 def is_video(name: str) -> bool:
     """Say whether a name ends as those of video files do."""
     return name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def is_list(name: str) -> bool:
+    """Say whether a name ends as those of list files do."""
+    return name.lower().endswith(LIST_SUFFIXES)
 
 
 def as_cell(video: Any) -> dict[str, Any]:
@@ -90,10 +100,12 @@ def identity_of(rows: Dataset | IterableDataset) -> dict[str, Any]:
     paths = paths_of(rows)
     common = _common_folder(paths)
     labels = list(rows["label"]) if "label" in rows.column_names else None
+    segments = segments_in(rows)
     return {
         "videos": len(rows),
         "paths": _digest([[path[common:] for path in paths], _sizes_of(rows)]),
         "labels": _digest(labels),
+        **({"segments": _digest(segments)} if segments else {}),
         **known,
     }
 
@@ -161,6 +173,11 @@ def source_of(
     return {"source": content, "name": name}
 
 
+def video_in(row: dict[str, Any], index: int | None = None, **fetching) -> dict[str, Any]:
+    """Return the arguments of `open_video` for a row: those of `source_of`, whose errors it has, and its segment."""
+    return {**source_of(row["video"], index, **fetching), "segment": segment_in(row)}
+
+
 def _fetch(url: str, url_schemes: Sequence[str], time_limit: float) -> bytes:
     allowed = ({*_USUAL_SCHEMES, *url_schemes} - _LOCAL) | _ARCHIVES
     for scheme in _schemes_of(url):
@@ -216,10 +233,13 @@ def as_dataset(
     """Return the rows as a data set; `videos` has their column `video` where that is more than their paths."""
     if videos is None:
         videos = Dataset.from_dict({"video": [row.path for row in rows]}, features=Features(video=Value("string")))
-    if any(row.label is None for row in rows):
+    columns, features = columns_with([row.segment for row in rows]), dict(FEATURES)
+    if all(row.label is not None for row in rows):
+        columns["label"], features["label"] = encode_labels(rows, class_names, num_labels, problem_type)
+    if not columns:
         return videos
-    labels, feature = encode_labels(rows, class_names, num_labels, problem_type)
-    return concatenate_datasets([videos, Dataset.from_dict({"label": labels}, Features(label=feature))], axis=1)
+    beside = Dataset.from_dict(columns, Features({name: features[name] for name in columns}))
+    return concatenate_datasets([videos, beside], axis=1)
 
 
 def encode_labels(
@@ -269,7 +289,12 @@ def _integer_labels(
     highest = min(bounds, default=min(max(labels, default=0) + 1, MAX_CLASSES))
     wrong = [f"{r.where} ({r.label})" for r, label in zip(rows, labels, strict=True) if not 0 <= label < highest]
     from_one = bool(wrong) and (min(labels), max(labels)) == (1, highest)
-    hint = "; these seem to count from 1, as UCF101's official lists do: subtract 1 from each" if from_one else ""
+    hint = ""
+    if from_one:
+        hint = (
+            "; these seem to count from 1, as UCF101's official lists do: subtract 1 from each, or for those let "
+            "`everest-hf make-list ucf101 ANNOTATIONS VIDEOS OUT` write lists"
+        )
     refuse(wrong, f"label out of range; {highest} classes are labelled 0 to {highest - 1}{hint}")
     return labels, names
 

@@ -2,20 +2,23 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..files import printable
 from . import labels, tables
+from .lists import read_list
 from .rows import VIDEO_SUFFIXES, Row, as_dataset, class_names_of, is_video, refuse
 
 logger = logging.getLogger(__name__)
 
+# The files in which folders of `datasets` name their videos.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -36,14 +39,19 @@ def load_videos(
 
     `source` is one of
 
-    - a list file with "path label" a line, split at the last blank, so that a path may contain blanks; a label is an
-      integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
+    - a list file (see `everest_hf.data.lists`): "path label" a line, split at the last blank, so that a path may
+      contain blanks; csv or tsv, whose first line names the columns or is a video and its label; json or jsonl. A label
+      is an integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
+    - a folder with metadata.csv, .jsonl or .parquet, whose column file_name names its videos;
     - a folder with a folder of videos for each class, links followed; `split` then names a sub-folder such as "train";
     - a data set (see `everest_hf.data.tables`): parquet, arrow or webdataset .tar files by path or pattern, a
       folder of them, a folder of `save_to_disk`, or a name on the Hub, "owner/name" or "owner/name:config". `split`
       is needed where there are several, `video_column` and `label_column` where the columns are not told by their
       names and types; "json.label" is a field of a column;
     - a data set in memory: a datasets.Dataset or DatasetDict, or a pandas DataFrame.
+
+    What has columns may have `start` and `end`, in seconds, or `start_frame` and `end_frame`: a row is then this segment
+    of its video, and the result has these columns, and `where`, which names the row for errors.
 
     With labels_required=False a list may be paths alone, a folder need not have class folders, a data set no labels;
     `label` is there where every row has one. `class_names` (those of the training set, or of a checkpoint) fixes the
@@ -70,7 +78,9 @@ def load_videos(
     elif is_folder:
         rows = _rows_of_folder(name, split, labels_required, class_names)
     else:
-        rows = _rows_of_list(Path(name), root, labels_required)
+        rows = read_list(
+            Path(name), root, video_column=video_column, label_column=label_column, labels_required=labels_required
+        )
     if check_files and videos is None:
         _check_files(rows, name)
     has_classes = problem_type != "regression" and all(row.label is not None for row in rows)
@@ -92,6 +102,8 @@ def _open(
         name, table = tables.as_table(source, split)
         return name, _root("", data_root), table
     name = os.path.expanduser(source)
+    if os.path.isdir(name) and (described := described_folder(name, split)):
+        name, split = str(described), None
     arguments = tables.arguments_of(name)
     table = tables.open_table(name, arguments, split, video_column) if arguments else None
     if table is None and split is not None and not os.path.isdir(name):
@@ -153,56 +165,25 @@ def _root(source: str, data_root: str | os.PathLike | None) -> Path:
     return Path(data_root).expanduser() if data_root else path if path.is_dir() else path.parent
 
 
-# ---------------------------------------------------------------------- lists
-
-
-def _rows_of_list(path: Path, root: Path, labels_required: bool) -> list[Row]:
-    lines = [(f"{path}:{i}", line.strip()) for i, line in enumerate(_text_of(path).splitlines(), 1) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path}: the list is empty; expected lines of the form 'path label'")
-    rows = [_row_of_line(line, where, root) for where, line in lines]
-    addresses = [row.where for row in rows if "://" in row.path and not row.path.startswith("hf://")]
-    refuse(addresses, "an address; a list takes files of this machine (and hf:// paths): download it, write its path")
-    if not is_video(rows[0].path) or (labels_required and rows[0].label is None):
-        _refuse_other_forms(*lines[0])
-    if labels_required:
-        unlabelled = [row.where for row in rows if row.label is None]
-        refuse(unlabelled, "line without label; expected 'path label'")
-    wrong = [f"{row.where} ({row.path})" for row in rows if not is_video(row.path)]
-    refuse(wrong, f"not a video; expected a path ending in one of {', '.join(VIDEO_SUFFIXES)}")
-    return rows
-
-
-def _refuse_other_forms(where: str, line: str) -> None:
-    """Refuse a first line, which is none of a list, as what it looks like."""
-    right = "write 'path label' a line with a blank between the two, or parquet with columns video and label"
-    if line[0] in "{[":
-        raise ValueError(f"{where}: looks like JSON, which is not read; {right}")
-    if "youtube_id" in line:
-        raise ValueError(f"{where}: looks like Kinetics' csv, which names no files; {right}")
-    if separator := re.search("[,;|]", line):
-        raise ValueError(f"{where}: looks like csv with {separator[0]!r}, which is not read; {right}")
-
-
-def _text_of(path: Path) -> str:
-    if is_video(path.name):
-        raise ValueError(f"{path}: a video, not a list of videos; expected a text file with 'path label' a line")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8; expected a list with 'path label' a line") from error
-
-
-def _row_of_line(path: str, where: str, root: Path) -> Row:
-    label = None
-    head, *tail = path.rsplit(None, 1)
-    # A last word that is itself a video file belongs to a path with blanks: the line has no label.
-    if tail and not is_video(tail[0]):
-        path, label = head, tail[0]
-    return Row(tables.absolute(path, root), label, where)
-
-
 # ---------------------------------------------------------------------- folders
+
+
+def described_folder(folder: str, split: str | None) -> Path | None:
+    """Return the file that names the videos of a folder as `datasets` has it (VideoFolder), None where there is none.
+
+    It is called metadata.csv, .jsonl or .parquet, and has a column file_name.
+    """
+    where = Path(folder, split or "")
+    there = [where / name for name in METADATA if (where / name).is_file()]
+    return next((path for path in there if "file_name" in _columns_of(path)), None)
+
+
+def _columns_of(path: Path) -> str | list[str]:
+    """Return the columns of a file, or the line that names them."""
+    if path.suffix == ".parquet":
+        return pq.read_schema(path).names
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline()
 
 
 def _rows_of_folder(

@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 from ..video import VideoError
 from .clips import MAX_REPLACEMENTS, ClipReader, seed_of
 from .rows import as_cell
+from .segments import segment_in
 
 
 class StreamedClips(torch.utils.data.IterableDataset):
@@ -24,9 +25,10 @@ class StreamedClips(torch.utils.data.IterableDataset):
     of them. A part that is at its end starts anew. A video that cannot be read is passed over and reported in "bad" of
     the next item.
 
-    `index` is a number made from the name of the video, or from its bytes: what is drawn for a clip follows from
-    (seed, epoch, index), whoever reads it. The order depends on the number of processes. An epoch that goes on reads
-    what it has given already once more, without decoding it; the clips are the same unless some could not be read.
+    `index` is a number made from the name of the video, or from its bytes, and its segment: what is drawn for a clip
+    follows from (seed, epoch, index), whoever reads it. The order depends on the number of processes. An epoch that
+    goes on reads what it has given already once more, without decoding it; the clips are the same unless some could
+    not be read.
 
     Args:
         rows: stream with `video` and perhaps `label`. transform and the others: as `ClipReader`.
@@ -98,7 +100,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
         bad: list[tuple[str, str]] = []
         for row in rows:
             try:
-                item = self.reader.read(row, self.rows.features, epoch=epoch, index=_number_of(row["video"]))
+                item = self.reader.read(row, self.rows.features, epoch=epoch, index=_number_of(row))
             except VideoError as error:
                 bad.append((error.path, error.reason))
                 if len(bad) > MAX_REPLACEMENTS:
@@ -124,6 +126,7 @@ def _shuffled(rows: Iterable, buffer_size: int, random: Random) -> Iterator:
     yield from buffer
 
 
-def _number_of(video: Any) -> int:
-    cell = as_cell(video)
-    return zlib.crc32(cell["path"].encode() if cell["path"] else cell["bytes"] or b"")
+def _number_of(row: dict[str, Any]) -> int:
+    cell, segment = as_cell(row["video"]), segment_in(row)
+    number = zlib.crc32(cell["path"].encode() if cell["path"] else cell["bytes"] or b"")
+    return number if segment is None else zlib.crc32(str(segment).encode(), number)

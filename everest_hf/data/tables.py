@@ -6,6 +6,7 @@ A row holds a video in a column of paths, of bytes, or of both ({"bytes", "path"
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +26,13 @@ from datasets import (
     load_from_disk,
 )
 
-from ..video import VideoError
-from .rows import Row, as_cell, class_names_in, encode_labels, refuse
+from ..video import Segment, VideoError
+from .rows import LIST_SUFFIXES, Row, as_cell, class_names_in, encode_labels, refuse
+from .segments import FEATURES, WHERE, columns_with, segment_columns, segment_of, segments_of
 from .shards import ShardError, check_shards
 
 # The builders of `datasets` by the suffix of the files.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-# What a list file, or what somebody takes for one, is called.
-LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 _HUB_NAME = re.compile(r"(?P<path>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<name>[\w.-]+))?")
 # Where a label is looked for: the usual name, then what webdataset makes of .cls, .json and .txt files.
 _LABELS, _WEBDATASET_LABELS = ("label",), ("cls", "json.label", "txt")
@@ -60,7 +60,7 @@ def arguments_of(source: str) -> dict[str, Any] | None:
         return {"path": _builder(source, files), "data_files": [glob.escape(os.path.abspath(file)) for file in files]}
     name = _HUB_NAME.fullmatch(source)
     # A path with a slip in it is not to be looked for on the Hub.
-    if name is None or Path(source).suffix in (*LISTS, *BUILDERS) or Path(source).parent.is_dir():
+    if name is None or Path(source).suffix in (*LIST_SUFFIXES, *BUILDERS) or Path(source).parent.is_dir():
         raise FileNotFoundError(f"{source}: no such list file, folder of videos or data set")
     return name.groupdict()
 
@@ -236,6 +236,7 @@ def _video_column(features: Features, label: tuple[str, ...], source: str) -> st
         return "video"
     sure = [name for name, feature in features.items() if _holds_bytes(feature)]
     texts = [name for name, feature in features.items() if _is_one_of(_TEXT, feature) and (name,) != label]
+    texts = [name for name in texts if name == "file_name"] or texts  # as the folders of `datasets` call it
     found = sure or [name for name in texts if not name.startswith("__")]  # webdataset's own begin so
     if len(found) != 1:
         what = f"{', '.join(found)} may be" if found else "none is"
@@ -264,14 +265,21 @@ def rows_of(table: Dataset, columns: Columns, source: str, root: Path) -> tuple[
         column = columns.label[0]
         labels = [columns.label_of(cell) for cell in table.select_columns([column])[:][column]]
     places = [f"{source} row {i}" for i in range(len(table))]
-    rows = [Row(*row) for row in zip(paths or places, labels, places, strict=True)]
+    pair = segment_columns(table.column_names, source)
+    segments: list[Segment | None] = [None] * len(table)
+    if pair:
+        cells = table.select_columns(list(pair))[:]
+        segments = segments_of([cells[name] for name in pair], pair, places)
+    rows = [Row(*row) for row in zip(paths or places, labels, places, segments, strict=True)]
     return None if paths else videos, rows
 
 
-def _as_stored(table: Dataset | IterableDataset, columns: Columns) -> Dataset | IterableDataset:
+def _as_stored(
+    table: Dataset | IterableDataset, columns: Columns, others: Sequence[str] = ()
+) -> Dataset | IterableDataset:
     """Return the data set with its videos in `video`, as they are stored: `datasets` is to decode none."""
     names = (name for name in ("__url__", "__key__") if name in table.column_names)  # webdataset's, for errors
-    table = table.select_columns([columns.video, *columns.label[:1], *names])
+    table = table.select_columns([columns.video, *columns.label[:1], *others, *names])
     if isinstance(table.features[columns.video], Video):
         table = table.cast_column(columns.video, Video(decode=False))
     return table if columns.video == "video" else table.rename_column(columns.video, "video")
@@ -298,8 +306,16 @@ def absolute(path: str, root: Path) -> str:
 class _StreamedRow:
     """Makes a row of what a stream has at a time; a class, as workers take it along."""
 
-    def __init__(self, columns: Columns, source: str, root: Path, class_names: list[str] | None, problem_type: str):
-        self.columns, self.source, self.root = columns, source, root
+    def __init__(
+        self,
+        columns: Columns,
+        segments: tuple[str, str] | None,
+        source: str,
+        root: Path,
+        class_names: list[str] | None,
+        problem_type: str,
+    ):
+        self.columns, self.segments, self.source, self.root = columns, segments, source, root
         self.class_names, self.problem_type = class_names, problem_type
 
     def __call__(self, cells: dict[str, Any]) -> dict[str, Any]:
@@ -308,16 +324,26 @@ class _StreamedRow:
             raise VideoError(cells["__url__"], f"the sample {cells['__key__']} has no video")
         if cell["bytes"] is None and cell["path"]:
             cell["path"] = absolute(cell["path"], self.root)
-        if not self.columns.label:
-            return {"video": cell}
-        text = self.columns.label_of(cells[self.columns.label[0]])
         name = cell["path"] or "a video"
         try:
-            refuse([name] * (text is None), "no label")
-            (label,), _ = encode_labels([Row("", text, name)], self.class_names, None, self.problem_type)
+            return {"video": cell, **self._segment(cells, name), **self._label(cells, name)}
         except ValueError as error:
             raise VideoError(self.source, str(error)) from error  # which leaves a decoding process as one line
-        return {"video": cell, "label": label}
+
+    def _segment(self, cells: dict[str, Any], name: str) -> dict[str, Any]:
+        if self.segments is None:
+            return {}
+        segment = segment_of([cells[column] for column in self.segments], self.segments, name)
+        values = {column: cell for column, (cell,) in columns_with([segment]).items()}
+        return {column: values.get(column) for column in (*self.segments, WHERE)}
+
+    def _label(self, cells: dict[str, Any], name: str) -> dict[str, Any]:
+        if not self.columns.label:
+            return {}
+        text = self.columns.label_of(cells[self.columns.label[0]])
+        refuse([name] * (text is None), "no label")
+        (label,), _ = encode_labels([Row("", text, name)], self.class_names, None, self.problem_type)
+        return {"label": label}
 
 
 def stream_rows(
@@ -339,6 +365,8 @@ def stream_rows(
                 )
             class_names = [str(i) for i in range(num_labels)]
         _, features["label"] = encode_labels([], class_names, None, problem_type)
-    table = _as_stored(table, columns)
-    row_of = _StreamedRow(columns, source, root, class_names, problem_type)
+    segments = segment_columns(table.column_names, source)
+    features |= {name: FEATURES[name] for name in ((*segments, WHERE) if segments else ())}
+    table = _as_stored(table, columns, segments or ())
+    row_of = _StreamedRow(columns, segments, source, root, class_names, problem_type)
     return table.map(row_of, remove_columns=table.column_names, features=Features(features))

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from ..data.rows import as_cell
+from ..data.segments import segments_in
 from ..files import write_whole
 from ..visualize import draw_confusion
 from .metrics import load_metric
@@ -32,11 +33,13 @@ def write_predictions(
 
     Each file is written whole or not at all. A name that begins as a formula does has a ' before it. names: those of
     the labels. rows: the videos, in the order of scores (videos, labels) and labels (videos,) or (videos, labels), on
-    the CPU. A row of scores that is zeros is no answer.
+    the CPU. A row of scores that is zeros is no answer. Where rows are segments, their start and end follow the video.
     """
     header, lines = PREDICTED[problem_type](names, scores, labels)
     paths = [_path_of(row["video"], i) for i, row in enumerate(rows.select_columns("video"))]
-    lines = [["video", *header], *([path, *line] for path, line in zip(paths, lines, strict=True))]
+    segments = {name: ["" if x is None else _number(x) for x in values] for name, values in segments_in(rows).items()}
+    videos = zip(paths, *segments.values(), strict=True)
+    lines = [["video", *segments, *header], *([*video, *line] for video, line in zip(videos, lines, strict=True))]
     write_whole(folder / PREDICTIONS, lambda path: _write_csv(path, lines))
     if problem_type == "single_label_classification":
         _write_confusion(folder, names, scores, labels)

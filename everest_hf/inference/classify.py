@@ -1,12 +1,13 @@
 """From a video to pixel values, and from a classifier's logits to labels."""
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers.video_utils import VideoMetadata
 
 from ..configuration_everest import problem_type_of
 from ..data import VideoViews, source_of, transforms
-from ..video import MAX_PIXELS, TIME_LIMIT, open_video
+from ..data.segments import FEATURES, columns_with
+from ..video import MAX_PIXELS, TIME_LIMIT, Segment, open_video
 
 # What a video that somebody names may be beside a file.
 WEB = ("http", "https")
@@ -28,17 +29,22 @@ def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
 
 
 def read_view(
-    processor, video: str, *, time_limit: float = TIME_LIMIT, max_pixels: int = MAX_PIXELS
+    processor,
+    video: str,
+    *,
+    time_limit: float = TIME_LIMIT,
+    max_pixels: int = MAX_PIXELS,
+    segment: Segment | None = None,
 ) -> tuple[torch.Tensor, list[int]]:
     """Return pixel values (1, T, C, H, W) of the centre view of a video, a file or URL, and the places of these frames.
 
-    time_limit, max_pixels: see `everest_hf.video.open_video`; a URL has the time limit too, and a size limit.
+    time_limit, max_pixels, segment: see `everest_hf.video.open_video`; a URL has the time limit too, and a size limit.
 
     Raises:
         VideoError: whatever is wrong with the video.
     """
     where = source_of(video, url_schemes=WEB, time_limit=time_limit)
-    opened = open_video(**where, time_limit=time_limit, max_pixels=max_pixels)
+    opened = open_video(**where, time_limit=time_limit, max_pixels=max_pixels, segment=segment)
     places = processor.sample_frames(VideoMetadata(total_num_frames=opened.num_frames, video_backend="everest_hf"))
     frames = opened.read(places).numpy()  # (T, H, W, C)
     return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"], places
@@ -65,8 +71,12 @@ def classify(
         return model(pixel_values.to(model.device), keep_ratio=keep_ratio).logits.float().cpu()
 
 
-def _read_views(model, processor, video: str, views: tuple[int, int], **opening) -> torch.Tensor:
-    rows = Dataset.from_dict({"video": [video]})
+def _read_views(
+    model, processor, video: str, views: tuple[int, int], segment: Segment | None = None, **opening
+) -> torch.Tensor:
+    columns = columns_with([segment])
+    features = {"video": Value("string"), **{name: FEATURES[name] for name in columns}}
+    rows = Dataset.from_dict({"video": [video], **columns}, Features(features))
     clips = evaluation_views(rows, model, processor, views, url_schemes=WEB, **opening)[0]["pixel_values"]
     return transforms.normalize(clips, model.config.image_mean, model.config.image_std)
 

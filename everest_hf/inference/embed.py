@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data import VideoViews, class_names_of, collate, transforms
 from ..data.rows import paths_of
+from ..data.segments import segments_in
 from ..data.workers import keep_freed_memory, naming_lost_workers, num_cores
 from ..files import held, put_in_place
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
@@ -93,7 +94,12 @@ def embed_videos(
     write = writer_of(out)
     if out.exists():
         raise FileExistsError(f"{out}: is there already; remove it, or choose another file")
-    settings = {**views.sampling, "num_crops": views.num_crops, "keep_ratio": keep_ratio or model.config.keep_ratio}
+    settings = {
+        **asdict(views.sampling),
+        "num_segments": views.num_segments,
+        "num_crops": views.num_crops,
+        "keep_ratio": keep_ratio or model.config.keep_ratio,
+    }
     parts = out.with_name(f".partial-{out.name}")
     with held(parts):
         _open_parts(parts, {"model": _digest_of_model(model), "rows": _digest_of_rows(rows), **settings})
@@ -217,7 +223,8 @@ def _digest_of_model(model: nn.Module) -> str:
 
 def _digest_of_rows(rows: Dataset) -> str:
     labels = list(rows["label"]) if "label" in rows.column_names else None
-    return hashlib.blake2b(json.dumps([paths_of(rows), labels]).encode(), digest_size=16).hexdigest()
+    known = [paths_of(rows), labels, *([segments] if (segments := segments_in(rows)) else [])]
+    return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
 
 # ---------------------------------------------------------------------- formats
@@ -237,10 +244,13 @@ def writer_of(out: Path) -> Callable:
 def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
     """Write tensors embeddings float32 (n, D), index int64 (n,), and labels int64 (n,) where the rows have them.
 
-    The metadata hold, as JSON, the paths of the n videos, the names of the classes, and `about`.
+    The metadata hold, as JSON, the paths of the n videos, the names of the classes, `about`, and of rows with segments
+    the n starts and ends, by the names of their columns.
     """
-    names = paths_of(rows)
-    videos = [names[row] for row in features.index.tolist()]
+    names, chosen = paths_of(rows), features.index.tolist()
+    segments = {name: [values[row] for row in chosen] for name, values in segments_in(rows).items()}
+    about = {**about, **{name: json.dumps(values) for name, values in segments.items()}}
+    videos = [names[row] for row in chosen]
     tensors = {"embeddings": features.embeddings, "index": features.index}
     if "label" in rows.column_names:
         tensors["labels"] = torch.tensor(list(rows["label"]))[features.index]
@@ -252,12 +262,15 @@ def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict
 
 
 def write_parquet(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
-    """Write a table with a row a video: video (path), label (name of the class where known), embedding (D floats)."""
-    names, classes = paths_of(rows), class_names_of(rows)
-    columns = {"video": [names[row] for row in features.index.tolist()]}
+    """Write a table with a row a video: video (path), start and end of a segment (or start_frame and end_frame), label
+    (name of the class where known), embedding (D floats).
+    """
+    names, classes, chosen = paths_of(rows), class_names_of(rows), features.index.tolist()
+    columns = {"video": [names[row] for row in chosen]}
+    columns |= {name: [values[row] for row in chosen] for name, values in segments_in(rows).items()}
     if "label" in rows.column_names:
         labels = [classes[label] if classes else label for label in rows["label"]]
-        columns["label"] = [labels[row] for row in features.index.tolist()]
+        columns["label"] = [labels[row] for row in chosen]
     flat = pa.array(features.embeddings.flatten().numpy())
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, features.embeddings.shape[1])
     pq.write_table(pa.table(columns).replace_schema_metadata(about), path)

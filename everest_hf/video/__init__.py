@@ -9,6 +9,7 @@ from ..video_reading_everest import MAX_PIXELS
 from .decoders import BACKENDS, DECODERS, Decoder, decoders_of
 from .errors import VideoError
 from .reading import TIME_LIMIT, VideoInfo, open_video, probe, read_clip, read_frames
+from .segments import Segment
 
 __all__ = [
     "BACKENDS",
@@ -17,6 +18,7 @@ __all__ = [
     "MAX_PIXELS",
     "TIME_LIMIT",
     "Decoder",
+    "Segment",
     "VideoError",
     "VideoInfo",
     "decoders_of",

@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,7 +44,7 @@ class Header:
 
     codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
     height, width: of a frame as it is shown, in pixels. matrix: see `display_matrix`. times: when each frame is shown,
-    in the container's unit; None where it does not tell. obstacles: of the above.
+    in units of time_base seconds; None where the container does not tell. obstacles: of the above.
     """
 
     codec: str
@@ -53,6 +54,7 @@ class Header:
     width: int
     matrix: tuple[int, int, int, int]
     times: Sequence[int] | None
+    time_base: Fraction | None
     obstacles: frozenset[str]
 
 
@@ -101,6 +103,7 @@ def _read_header(source: str | bytes, max_pixels: int) -> Header:
             width=width,
             matrix=matrix,
             times=None if UNTIMED in obstacles else _in_short(times),
+            time_base=stream.time_base,
             obstacles=obstacles,
         )
 

@@ -20,6 +20,7 @@ from .containers import Header, check_source, header_of
 from .decoders import Decoder, decoders_of
 from .errors import VideoError
 from .isolation import Overdue, call_within
+from .segments import Segment
 
 # Seconds after which opening a video, or reading frames of it, counts as hung.
 TIME_LIMIT = 60.0
@@ -44,7 +45,7 @@ class VideoInfo:
 
 
 class _Video:
-    """An open video. Every failure is a VideoError that names it."""
+    """An open video, or a segment of one as if it were a whole. Every failure is a VideoError that names the video."""
 
     def __init__(
         self,
@@ -54,16 +55,27 @@ class _Video:
         short_side: int | None,
         time_limit: float,
         max_pixels: int,
+        segment: Segment | None,
     ):
         self.name, self._time_limit, self._max_pixels = name, time_limit, max_pixels
         check_source(source, name)
         self.header, self._decoder = self._guard(_open, source, decoders, short_side, max_pixels)
-        if self.num_frames < 1:
+        if self._decoder.num_frames < 1:
             raise VideoError(name, "it has no frames")
+        self.frames = self._frames_of(segment)
+
+    def _frames_of(self, segment: Segment | None) -> range:
+        """Return which of the file's frames are those of this video."""
+        if segment is None:
+            return range(self._decoder.num_frames)
+        try:
+            return segment.frames_in(self._decoder.num_frames, self.header)
+        except ValueError as error:
+            raise VideoError(self.name, str(error)) from error
 
     @property
     def num_frames(self) -> int:
-        return self._decoder.num_frames
+        return len(self.frames)
 
     @property
     def fps(self) -> float:
@@ -74,7 +86,7 @@ class _Video:
         wanted = sorted(set(indices))
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_frames:
             raise VideoError(self.name, f"frames {list(indices)} asked for; it has frames 0 to {self.num_frames - 1}")
-        frames = self._guard(self._read, wanted)
+        frames = self._guard(self._read, [self.frames[i] for i in wanted])
         if len(frames) != len(wanted):
             raise VideoError(self.name, f"the decoder gave {len(frames)} of {len(wanted)} frames")
         if wanted == list(indices):
@@ -126,8 +138,10 @@ def open_video(
     short_side: int | None = None,
     time_limit: float = TIME_LIMIT,
     max_pixels: int = MAX_PIXELS,
+    segment: Segment | None = None,
 ) -> _Video:
-    """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices).
+    """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices), and `frames`, the
+    range of the file's frames that they count.
 
     Args:
         name: what errors call it, by default its path.
@@ -137,6 +151,7 @@ def open_video(
             frame has been scaled twice, by different filters; its content stays the same.
         time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
         max_pixels: frames x height x width of a reading that is not refused before anything is decoded; 0 for no limit.
+        segment: the part that is opened: its first frame is frame 0.
 
     Raises:
         VideoError: whatever goes wrong, with path and reason.
@@ -145,18 +160,19 @@ def open_video(
     name = name or _name_of(source)
     if not isinstance(source, bytes):
         source = os.path.abspath(source)  # decoders take a relative path such as "concat:a|b" for an address
-    return _Video(source, name, decoders_of(backend), short_side, time_limit, max_pixels)
+    return _Video(source, name, decoders_of(backend), short_side, time_limit, max_pixels, segment)
 
 
 def _name_of(source: str | os.PathLike | bytes) -> str:
     return f"<{len(source)} bytes of video>" if isinstance(source, bytes) else os.fspath(source)
 
 
-def probe(source: str | os.PathLike | bytes, **kwargs) -> VideoInfo:
+def probe(source: str | os.PathLike | bytes, *, segment: Segment | None = None, **kwargs) -> VideoInfo:
     """Open a video, decode its first frame and return its VideoInfo; arguments and errors as in `open_video`."""
-    video = open_video(source, **kwargs)
+    video = open_video(source, segment=segment, **kwargs)
     height, width = video.read([0]).shape[1:3]
-    seconds = video.header.duration or (video.num_frames / video.fps if video.fps else 0.0)
+    told = video.header.duration if segment is None else None
+    seconds = told or (video.num_frames / video.fps if video.fps else 0.0)
     return VideoInfo(video.num_frames, video.fps, height, width, video.header.codec, seconds)
 
 

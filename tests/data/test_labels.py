@@ -117,7 +117,8 @@ def test_official_lists_of_ucf101_count_from_1(videos, tmp_path):
     from_zero = write_list(tmp_path / "train.txt", [(name, i // 2) for i, name in enumerate(names)])
     message = (
         f"{from_one}: 1 of 102 classes without a training video, class 0; its labels run from 1 to 101, as in UCF101's "
-        "official lists, and must count from 0: subtract 1 from each, or write the classes' names"
+        "official lists, and must count from 0: `everest-hf make-list ucf101 ANNOTATIONS VIDEOS OUT` writes such lists, "
+        "with the classes' names"
     )
     for val in (from_zero, from_one, None):
         with pytest.raises(ValueError) as caught:

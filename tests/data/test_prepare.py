@@ -28,6 +28,7 @@ from everest_hf import cli
 from everest_hf.data import class_names_of, load_videos
 from everest_hf.data import prepare as module
 from everest_hf.data.prepare import Encoding, measure_gain, prepare_videos
+from everest_hf.data.sampling import Sampling
 from everest_hf.video import probe, read_frames
 
 PATIENCE = 60
@@ -233,7 +234,7 @@ def test_a_data_set_becomes_class_folders(tmp_path):
     assert names_below(tmp_path / "out") == expected
     assert [probe(tmp_path / "out" / name).num_frames for name in expected] == [13, 12, 14]
     assert len(prepare_videos(tmp_path / "set.parquet", tmp_path / "out").kept) == 3
-    assert measure_gain(done.pairs(2), num_frames=4, frame_step=2)[0] > 0
+    assert measure_gain(done.pairs(2), Sampling(4, 2))[0] > 0
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
@@ -450,7 +451,7 @@ def test_real_clips_are_faster_and_what_cannot_be_read_has_no_gain(tmp_path):
     (tmp_path / "in" / "a.mp4").symlink_to(clip)
     done = prepare_videos(tmp_path / "in", tmp_path / "out", encoding=Encoding(short_side=64))
     assert probe(tmp_path / "out" / "a.mp4").num_frames == probe(clip).num_frames
-    before, after = measure_gain(done.pairs(1), num_frames=16, frame_step=4)
+    before, after = measure_gain(done.pairs(1), Sampling(16, 4))
     assert before > 0
     assert after > 0
-    assert measure_gain([(str(bad_files(tmp_path)["text"]), Path("x"))], num_frames=4, frame_step=1) is None
+    assert measure_gain([(str(bad_files(tmp_path)["text"]), Path("x"))], Sampling(4)) is None
