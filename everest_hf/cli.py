@@ -6,12 +6,23 @@ import sys
 from collections.abc import Callable
 
 from .arguments import Parser
-from .commands import check_data, convert, embed, predict, prepare, push, tune_keep_ratio, visualize
+from .commands import (
+    check_data,
+    convert,
+    embed,
+    make_list,
+    predict,
+    prepare,
+    push,
+    split,
+    tune_keep_ratio,
+    visualize,
+)
 from .commands.options import PROGRAM, print_error
 from .version import __version__
 
 # In the order of the help.
-COMMANDS = (check_data, prepare, convert, predict, embed, tune_keep_ratio, visualize, push)
+COMMANDS = (make_list, split, check_data, prepare, convert, predict, embed, tune_keep_ratio, visualize, push)
 
 
 def main(arguments: list[str] | None = None, *, load: Callable[[], object] | None = None) -> int:
