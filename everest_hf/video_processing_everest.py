@@ -147,7 +147,7 @@ class EverestVideosKwargs(VideosKwargs, total=False):
 class EverestVideoProcessor(BaseVideoProcessor):
     """Turn videos into `pixel_values` (B, T, C, H, W), float, ImageNet-normalised.
 
-    Takes a path or URL, or a video as an array (T, H, W, C) or (T, C, H, W), or a list of either. The frames of the
+    Takes a path (where everest_hf is installed, of a folder of frames too) or URL, or a video as an array (T, H, W, C) or (T, C, H, W), or a list of either. The frames of the
     centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre. Where `size`
     is given as height and width, it is the size of the crop too, unless `crop_size` is given.
     An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
@@ -336,7 +336,7 @@ def _paths_as_text(videos):
 def _read_video(video: str, sample_indices_fn=None):
     """Return the sampled frames of a file or URL, (T, H, W, C), and their VideoMetadata."""
     is_url = video.startswith(("http://", "https://"))
-    if not is_url and not os.path.isfile(video):
+    if not is_url and not os.path.exists(video):
         raise FileNotFoundError(f"{video}: no such video file")
     try:
         opened = _open_video(_download(video) if is_url else video, video)
@@ -381,6 +381,8 @@ def _open_video(source: str | bytes, name: str) -> Any:
     try:
         reading = importlib.import_module("everest_hf.video")
     except ImportError:
+        if isinstance(source, str) and os.path.isdir(source):
+            raise ValueError("to read a folder of frames needs the package everest_hf") from None
         return SequentialVideo(source)
     return reading.open_video(source, name=name)
 

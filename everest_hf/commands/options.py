@@ -144,5 +144,5 @@ def check_inputs(videos: list[str], keep_ratio: float | None) -> None:
     if keep_ratio is not None:
         check_keep_ratio(keep_ratio)
     for video in videos:
-        if not video.startswith(("http://", "https://")) and not Path(video).is_file():
+        if not video.startswith(("http://", "https://")) and not Path(video).exists():
             raise FileNotFoundError(f"{video}: no such video file")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import write_whole
+from ..video.pictures import is_picture
 from .lists import write_csv
 from .rows import is_video
 from .sources import walk
@@ -97,11 +98,13 @@ def _write(lines: list[tuple[str, float | None, float | None, str]], path: Path)
 
 
 def _files_below(videos: Path) -> dict[str, list[str]]:
-    """Return the paths of the videos below a folder, by their names without suffix."""
+    """Return the paths of the videos below a folder, files and folders of frames, by their names without suffix."""
     there = defaultdict(list)
     for parent, _, names in walk(os.path.abspath(videos)):
         for name in filter(is_video, names):
             there[os.path.splitext(name)[0]].append(os.path.join(parent, name))
+        if any(map(is_picture, names)):
+            there[os.path.basename(parent)].append(parent)
     return there
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..video import Segment
+from ..video.pictures import frames_in, is_folder_of_pictures
 from .rows import VIDEO_SUFFIXES, Row, is_video, refuse
 from .segments import segment_columns, segments_of
 from .tables import absolute
@@ -53,24 +55,29 @@ def read_list(
     lines = [(f"{path}:{i}", line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty; {RIGHT}")
-    table = _table_of(text, lines[0][1], path, labels_required)
+    table = _table_of(text, lines[0][1], path, root, labels_required)
     if table is None:
-        rows = [_row_of_line(line, where, root) for where, line in lines]
+        rows = [_row_of_line(line, where, root, labels_required) for where, line in lines]
     else:
         label = label_column or (LABEL_COLUMN if labels_required or LABEL_COLUMN in table.columns else None)
         rows = _rows_of_table(table, path, root, video_column, label)
     return _checked(rows, labels_required)
 
 
-def _table_of(text: str, first: str, path: Path, labels_required: bool) -> Table | None:
+def _table_of(text: str, first: str, path: Path, root: Path, labels_required: bool) -> Table | None:
     """Return the table that a list with this first line is, None where it is lines of "path label"."""
-    is_plain = _is_plain(first, labels_required)
+    is_plain = _is_plain(first, root, labels_required)
     if _JSON.match(first) and not is_plain:
         return _json_table(text, path)
     if is_plain and path.suffix.lower() not in (".csv", ".tsv"):
         return None
     delimiter = _delimiter_of(first, path, is_plain)
-    return None if delimiter is None else _csv_table(text, delimiter, path)
+    return None if delimiter is None else _csv_table(text, delimiter, path, root)
+
+
+def _names_video(text: str, root: Path) -> bool:
+    """Say whether a text names a video file, or a folder of frames that is there."""
+    return is_video(text) or (bool(text) and is_folder_of_pictures(absolute(text, root)))
 
 
 def _text_of(path: Path) -> str:
@@ -87,8 +94,8 @@ def _checked(rows: list[Row], labels_required: bool) -> list[Row]:
     refuse(addresses, "an address; a list takes files of this machine (and hf:// paths): download it, write its path")
     if labels_required:
         refuse([row.where for row in rows if row.label is None], f"line without label; {RIGHT}")
-    wrong = [f"{row.where} ({row.path})" for row in rows if not is_video(row.path)]
-    refuse(wrong, f"not a video; expected a path ending in one of {', '.join(VIDEO_SUFFIXES)}")
+    wrong = [f"{row.where} ({row.path})" for row in rows if not _names_video(row.path, Path())]
+    refuse(wrong, f"not a video; expected a path ending in one of {', '.join(VIDEO_SUFFIXES)}, or a folder of frames")
     if labels_required:
         return rows
     # Several labels a row would be refused where one is due; here none is.
@@ -98,9 +105,11 @@ def _checked(rows: list[Row], labels_required: bool) -> list[Row]:
 # ---------------------------------------------------------------------- path label
 
 
-def _is_plain(line: str, labels_required: bool) -> bool:
+def _is_plain(line: str, root: Path, labels_required: bool) -> bool:
     path, label = _parts_of(line)
-    return is_video(path) and (label is not None or not labels_required)
+    if not is_video(path):
+        return _names_video(_row_of_line(line, "", root, False).path, root)
+    return label is not None or not labels_required
 
 
 def _parts_of(line: str) -> tuple[str, str | None]:
@@ -109,9 +118,49 @@ def _parts_of(line: str) -> tuple[str, str | None]:
     return (head, tail[0]) if tail and not is_video(tail[0]) else (line, None)
 
 
-def _row_of_line(line: str, where: str, root: Path) -> Row:
+def _row_of_line(line: str, where: str, root: Path, labels_required: bool) -> Row:
     path, label = _parts_of(line)
-    return Row(absolute(path, root), label, where)
+    if is_video(path):
+        return Row(absolute(path, root), label, where)
+    if label is None or _names_video(line, root):
+        return Row(absolute(line, root), None, where)
+    return _counted(path, label, where, root, labels_required) or Row(absolute(path, root), label, where)
+
+
+def _counted(text: str, last: str, where: str, root: Path, labels_required: bool) -> Row | None:
+    """Return the row of a line that tells the frames of a video beside its path, None for another one.
+
+    "folder count label" is mmaction2's, "path first count" VideoMAEv2's for pre-training, and with a label behind it
+    that of lists of frames for fine-tuning. `first` is the number in the name of the first frame, or of a video file
+    the number of the frame, from 0; a count of -1 is all. last: what follows the text.
+    """
+    with_label = re.fullmatch(r"(.*\S)\s+(\d+)\s+(-1|\d+)", text)
+    if with_label and _names_video(with_label[1], root):
+        path, first, count = with_label.groups()
+        return _part_of(absolute(path, root), int(first), int(count), last, where)
+    counted = re.fullmatch(r"(.*\S)\s+(\d+)", text)
+    if counted is None or not _names_video(counted[1], root):
+        return None
+    path, number = absolute(counted[1], root), int(counted[2])
+    if not labels_required and (is_video(path) or number <= 1) and re.fullmatch(r"-1|\d+", last):
+        return _part_of(path, number, int(last), None, where)
+    if is_video(path):
+        return None
+    if number <= 1:
+        raise ValueError(f"{where}: a count of {number}; expected 'folder count label' or 'folder first count label'")
+    return Row(path, last, where, Segment(0, number, True, where))
+
+
+def _part_of(path: str, first: int, count: int, label: str | None, where: str) -> Row:
+    if count == -1:
+        return Row(path, label, where)
+    try:
+        start = first if is_video(path) else first - frames_in(path).first
+    except ValueError as error:
+        raise ValueError(f"{where}: {path}: {error}") from None
+    if start < 0 or count < 1:
+        raise ValueError(f"{where}: {count} frames from number {first} on; the folder begins with {first - start}")
+    return Row(path, label, where, Segment(start, start + count, True, where))
 
 
 # ---------------------------------------------------------------------- csv
@@ -130,13 +179,14 @@ def _fields_of(line: str, delimiter: str) -> list[str]:
     return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
-def _csv_table(text: str, delimiter: str, path: Path) -> Table:
+def _csv_table(text: str, delimiter: str, path: Path, root: Path) -> Table:
     (where, first), *others = _records_of_csv(text, delimiter, path)
-    if not any(map(is_video, first)):
+    are_videos = [_names_video(field, root) for field in first]
+    if not any(are_videos):
         header, records = first, others
         _check_header(header, where)
     else:
-        header, records = _assumed_header(first, where, delimiter), [(where, first), *others]
+        header, records = _assumed_header(first, are_videos.index(True), where, delimiter), [(where, first), *others]
     for where, record in records:
         if len(record) != len(header):
             raise ValueError(
@@ -169,9 +219,8 @@ def _check_header(header: list[str], where: str) -> None:
         raise ValueError(f"{where}: has {what}; {RIGHT}")
 
 
-def _assumed_header(first: list[str], where: str, delimiter: str) -> list[str]:
-    """Return the columns of a list without a header, which can only be the video and its label."""
-    place = next(i for i, field in enumerate(first) if is_video(field))
+def _assumed_header(first: list[str], place: int, where: str, delimiter: str) -> list[str]:
+    """Return the columns of a list without a header, which can only be the video and its label; place: the video's."""
     if place > 0 or len(first) > 2:
         names = ["video" if i == place else "label" if len(first) == 2 else "…" for i in range(len(first))]
         raise ValueError(

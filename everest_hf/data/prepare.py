@@ -21,6 +21,7 @@ from ..files import held, put_in_place
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
+from ..video.pictures import is_folder_of_pictures
 from ..video_reading_everest import open_container
 from .lists import write_csv
 from .rows import VIDEO_SUFFIXES, class_names_of, is_video, source_of, video_in
@@ -323,6 +324,8 @@ def _prepare(
     alive: Callable,
 ) -> str:
     """Make the target of a row where it is not there; return MADE or KEPT."""
+    if is_folder_of_pictures(source):
+        raise VideoError(name, "a folder of frames; prepare takes video files")
     target, growing = targets[row], aside / f"{row}{SUFFIX}"
     check_source(source, name)
     tag = _tag(source, name, encoding)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..files import printable
+from ..video.pictures import is_folder_of_pictures, is_picture
 from . import labels, tables
 from .lists import read_list
 from .rows import VIDEO_SUFFIXES, Row, as_dataset, class_names_of, is_video, refuse
@@ -43,7 +45,7 @@ def load_videos(
       contain blanks; csv or tsv, whose first line names the columns or is a video and its label; json or jsonl. A label
       is an integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
     - a folder with metadata.csv, .jsonl or .parquet, whose column file_name names its videos;
-    - a folder with a folder of videos for each class, links followed; `split` then names a sub-folder such as "train";
+    - a folder with a folder of videos (files, or folders of frames) for each class, links followed; `split` then names a sub-folder such as "train";
     - a data set (see `everest_hf.data.tables`): parquet, arrow or webdataset .tar files by path or pattern, a
       folder of them, a folder of `save_to_disk`, or a name on the Hub, "owner/name" or "owner/name:config". `split`
       is needed where there are several, `video_column` and `label_column` where the columns are not told by their
@@ -191,6 +193,7 @@ def _rows_of_folder(
 ) -> list[Row]:
     folder = str(_split_folder(Path(source), split))
     rows: list[Row] = []
+    frames: list[Row] = []
     ignored: list[str] = []
     classes: dict[str, int] = {}
     for parent, sub_folders, names in walk(os.path.abspath(folder)):
@@ -204,8 +207,15 @@ def _rows_of_folder(
         rows += videos
         if label is not None:
             classes[label] += len(videos)
+        if any(map(is_picture, names)):
+            frames.append(Row(parent, parts[0] if len(parts) > 1 else None, parent))
+    if not rows:  # where there are video files, pictures beside them are none
+        rows, ignored = frames, [path for path in ignored if not is_picture(os.path.basename(path))]
+        classes |= Counter(row.label for row in rows if row.label is not None)
     if not rows:
-        raise ValueError(f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}")
+        raise ValueError(
+            f"{folder}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}, or folders of frames"
+        )
     if ignored:
         logger.warning(
             "%s: %d files that are not videos are ignored, e.g. %s", folder, len(ignored), printable(ignored[0])
@@ -268,5 +278,6 @@ def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[s
 
 
 def _check_files(rows: list[Row], source: str) -> None:
-    missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
+    paths = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
+    missing = [path for path in paths if not is_folder_of_pictures(path)]
     refuse(missing, f"no such video file (named by {source}, {len(rows)} videos)", FileNotFoundError)

@@ -20,6 +20,7 @@ from .containers import Header, check_source, header_of
 from .decoders import Decoder, decoders_of
 from .errors import VideoError
 from .isolation import Overdue, call_within
+from .pictures import PictureDecoder, is_folder_of_pictures, picture_header
 from .segments import Segment
 
 # Seconds after which opening a video, or reading frames of it, counts as hung.
@@ -58,7 +59,8 @@ class _Video:
         segment: Segment | None,
     ):
         self.name, self._time_limit, self._max_pixels = name, time_limit, max_pixels
-        check_source(source, name)
+        if not is_folder_of_pictures(source):
+            check_source(source, name)
         self.header, self._decoder = self._guard(_open, source, decoders, short_side, max_pixels)
         if self._decoder.num_frames < 1:
             raise VideoError(name, "it has no frames")
@@ -117,6 +119,9 @@ def _within(seconds: float, name: str, function: Callable, *args):
 def _open(
     source: str | bytes, decoders: Sequence[type[Decoder]], short_side: int | None, max_pixels: int
 ) -> tuple[Header, Decoder]:
+    if is_folder_of_pictures(source):
+        header = picture_header(source, max_pixels)
+        return header, PictureDecoder(source, header=header)
     header = header_of(source, max_pixels)
     decoder = next(decoder for decoder in decoders if not header.obstacles & decoder.obstacles)
     return header, decoder(source, _smaller(header.height, header.width, short_side), header)
@@ -140,7 +145,7 @@ def open_video(
     max_pixels: int = MAX_PIXELS,
     segment: Segment | None = None,
 ) -> _Video:
-    """Open a video given by path or as the bytes of a file; it has num_frames, fps and read(indices), and `frames`, the
+    """Open a video given by path (of a file, or of a folder of frames) or as the bytes of a file; it has num_frames, fps and read(indices), and `frames`, the
     range of the file's frames that they count.
 
     Args:
