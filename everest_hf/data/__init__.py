@@ -1,9 +1,10 @@
 """From a source of videos to uint8 batches.
 
 `load_videos` makes a `datasets.Dataset` of rows (video, label) of whatever holds videos, and refuses what is wrong
-with them before any training (sources.py, tables.py, shards.py, rows.py, labels.py, checking.py). `VideoClips`
-(training) and `VideoViews` (evaluation) make tensors of the rows (clips.py), `StreamedClips` of those of a stream
-(streams.py); `collate` makes batches (batches.py).
+with them before any training (sources.py, lists.py, tables.py, shards.py, rows.py, segments.py, labels.py,
+checking.py). splits.py and annotations.py write lists. `VideoClips` (training) and `VideoViews` (evaluation) make
+tensors of the rows (clips.py, sampling.py), `StreamedClips` of those of a stream (streams.py); `collate` makes batches
+(batches.py).
 """
 
 from .batches import BadVideos, collate, share_of_batches

@@ -536,7 +536,10 @@ def test_convert_refuses_labels_that_do_not_fit(videomae, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize("command", ["check-data", "prepare", "convert", "predict", "embed", "visualize", "push"])
+@pytest.mark.parametrize(
+    "command",
+    ["make-list", "split", "check-data", "prepare", "convert", "predict", "embed", "visualize", "push"],
+)
 def test_help_has_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
