@@ -313,7 +313,7 @@ def test_results_that_are_kept_can_be_read_and_drawn(tmp_path):
         summary = json.loads(path.read_text())
         recommended = summary["recommended"]
         assert recommended == recommend(summary["ratios"], summary["videos"], recommended["max_loss_points"])
-        assert tune.as_text(summary) in (ROOT / "README.md").read_text()
+        assert tune.as_text(summary) in (ROOT / "docs" / "keep-ratio.md").read_text()
         assert all(file.stat().st_size for file in tune.write_report(tmp_path, summary))
 
 
