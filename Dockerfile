@@ -1,0 +1,17 @@
+# For training on NVIDIA GPUs. Without a command it runs the quickstart; results appear in the folder /work.
+#   docker build -t everest .
+#   docker run --gpus all --ipc host -v "$PWD:/work" --user "$(id -u):$(id -g)" everest
+FROM pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime
+
+WORKDIR /opt/everest
+COPY . .
+# The image brings PyTorch and a C compiler for --compile; PyAV brings its own FFmpeg. What users write, caches too, goes
+# below /work, which anyone may own.
+RUN pip install --no-cache-dir . \
+    && useradd --no-create-home --uid 10001 everest \
+    && install --directory --mode 1777 /work
+
+ENV HOME=/work USER=everest
+WORKDIR /work
+USER 10001
+CMD ["accelerate", "launch", "-m", "train_accelerate"]
