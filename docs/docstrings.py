@@ -25,17 +25,29 @@ class Docstrings(griffe.Extension):
 
 
 def as_lists(text: str, names: set[str]) -> str:
-    """Return a docstring whose lines about `names` are items of Markdown lists, with what heads such lines in bold."""
+    """Return a docstring whose lines about `names` are items of Markdown lists, with what heads such lines in bold.
+
+    Sections that the parser knows, such as "Raises:", stay as they are; examples become blocks of code.
+    """
     lines: list[str] = []
-    before = text.splitlines()
-    for i, line in enumerate(before):
-        item, after = ITEM.fullmatch(line), before[i + 1] if i + 1 < len(before) else ""
-        if item and names.issuperset(item[2].split(", ")):
+    has_heading = False
+    place = ""  # "section" or "item", in which indented lines stay as they are, or "below" a heading
+    paragraphs = text.splitlines()
+    for line, after in zip(paragraphs, [*paragraphs[1:], ""], strict=True):
+        item, is_indented = ITEM.fullmatch(line), line.startswith("    ")
+        if item and place != "section" and names.issuperset(item[2].split(", ")):
             shown = ", ".join(f"`{name}`" for name in item[2].split(", "))
-            line = f"- {shown}: {item[3]}"
-            if lines and lines[-1] and not lines[-1].startswith(("- ", " ")):
-                lines.append("")
-        elif line and not line.startswith(" ") and not line.endswith(":") and after.startswith("    ") and not item:
-            line = f"\n**{line}**\n"
-        lines.append(line)
-    return "\n".join(lines)
+            lines += ([] if place == "item" else [""]) + [f"- {shown}: {item[3]}"]
+            place, has_heading = "item", is_indented
+        elif is_indented:
+            lines.append(line if place in ("item", "section") else line.strip())
+        elif after.startswith("    ") and line.endswith(":"):
+            lines.append(line)
+            place = "section"
+        elif after.startswith("    ") and line and (place != "item" or has_heading):
+            lines += ["", f"**{line}**", ""]
+            place = "below"
+        else:
+            lines.append(line)
+            place = place if line else ""
+    return re.sub(r"((?:^>>> .*\n(?:(?!>>>).+\n?)*)+)", r"```python\n\1\n```\n", "\n".join(lines), flags=re.MULTILINE)

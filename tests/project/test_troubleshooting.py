@@ -16,9 +16,9 @@ from everest_hf.training.recipe import load_recipe, parse_command_line
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-RUN = re.findall(r"```bash\n(.*)\n```\n\n```text\n(.*)\n```", PAGE)
+RUN = re.findall(r"```bash\n(.*)\n```\n\n```console\n(.*)\n```", PAGE)
 # What no single command provokes; … stands for what differs.
-OTHERS = re.findall(r"(?<!```\n)\n```text\n(.*)\n```", PAGE)
+OTHERS = re.findall(r"(?<!```\n)\n```console\n(.*)\n```", PAGE)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,7 @@ def test_a_command_fails_as_the_page_says(command, error, place, monkeypatch, ca
     else:
         assert words[:3] == ["accelerate", "launch", "train_accelerate.py"]
         with pytest.raises((ValueError, OSError)) as raised:
-            path, options = parse_command_line(words[3:])
-            train_accelerate.start(path, options, PartialState(cpu=True))
+            train_accelerate.start(*parse_command_line(words[3:]), PartialState(cpu=True))
         said = f"error: {raised.value}"
     assert said.replace(str(place), "/home/you") == error
 
