@@ -5,8 +5,8 @@ FROM pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime
 
 WORKDIR /opt/everest
 COPY . .
-# The image brings PyTorch and a C compiler for --compile; PyAV brings its own FFmpeg. What users write, caches too, goes
-# below /work, which anyone may own.
+# The image brings PyTorch, and PyAV its own FFmpeg. All that is written, caches too, goes below /work, where any user may
+# write.
 RUN pip install --no-cache-dir . \
     && useradd --no-create-home --uid 10001 everest \
     && install --directory --mode 1777 /work
