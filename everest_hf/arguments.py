@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser to which - and _ are the same in the names of options, those of its commands included."""
+    """A parser to which - and _ are the same in the names of options, also in those of its commands.
+
+    passes_on: it leaves all arguments to another parser, as the list `arguments` of its result.
+    """
+
+    passes_on = False
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):  # type: ignore[override]
         arguments = sys.argv[1:] if args is None else args
+        if self.passes_on:
+            result, _ = super().parse_known_args([], namespace)
+            result.arguments = list(arguments)
+            return result, []
         return super().parse_known_args([self._as_declared(argument) for argument in arguments], namespace)
 
     def _as_declared(self, argument: str) -> str:

@@ -15,6 +15,7 @@ from .commands import (
     prepare,
     push,
     split,
+    train,
     tune_keep_ratio,
     visualize,
 )
@@ -22,7 +23,7 @@ from .commands.options import PROGRAM, print_error
 from .version import __version__
 
 # In the order of the help.
-COMMANDS = (make_list, split, check_data, prepare, convert, predict, embed, tune_keep_ratio, visualize, push)
+COMMANDS = (make_list, split, check_data, prepare, convert, train, predict, embed, tune_keep_ratio, visualize, push)
 
 
 def main(arguments: list[str] | None = None, *, load: Callable[[], object] | None = None) -> int:
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None, *, load: Callable[[], object] | Non
     0: done. 1: it failed, and stderr says in a line why. A wrong command line raises SystemExit(2), as argparse does.
     """
     args = build_parser().parse_args(arguments)
+    if args.command is train.run:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is imported, as in train_accelerate.py
     try:
         if load:
             load()

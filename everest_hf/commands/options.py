@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..arguments import Parser
 from ..files import RUNS, printable
 
 PROGRAM = "everest-hf"
@@ -42,7 +43,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def add_command(commands, name: str, function, text: str, example: str) -> argparse.ArgumentParser:
+def add_command(commands, name: str, function, text: str, example: str) -> Parser:
     parser = commands.add_parser(
         name,
         help=text[0].lower() + text[1:].rstrip("."),

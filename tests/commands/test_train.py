@@ -1,0 +1,144 @@
+"""`everest-hf train`: the same run as by train_accelerate.py, on one process or several, and its exit codes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers.commands import ROOT, log_of
+from helpers.tiny import TINY
+from helpers.videos import write_class_folders
+
+from everest_hf import cli
+from everest_hf.commands.train import _plan_launch
+
+MODEL = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items() if name != "num_labels"}
+RECIPE = {"train": "videos", "config": MODEL, "frame_step": 1, "epochs": 9, "warmup_epochs": 0, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with videos of two classes and a recipe."""
+    folder = tmp_path_factory.mktemp("place")
+    write_class_folders(folder / "videos", videos_per_class=2)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return folder
+
+
+def run(*arguments, cwd) -> subprocess.CompletedProcess:
+    """Run everest-hf in a process of its own."""
+    command = [sys.executable, "-m", "everest_hf_cli", "train", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+def test_a_recipe_trains_in_this_process(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    code = cli.main(
+        [
+            "train",
+            "recipe.yaml",
+            "--batch-size",
+            "2",
+            "--epochs",
+            "1",
+            "--log-every",
+            "1",
+            "--output-dir",
+            "one",
+            "--num-processes",
+            "1",
+        ]
+    )
+    assert code == 0
+    assert "pretrain finished" in capsys.readouterr().out
+    assert [line["step"] for line in log_of(place / "one")] == [1, 2]
+
+
+def test_several_processes_share_the_batch_and_an_error_is_one_line_and_its_exit_code(place):
+    options = ["--batch_size", 1, "--epochs", 1, "--base_lr", 1e30, "--num_processes", 2, "--output_dir", "two"]
+    done = run("recipe.yaml", *options, cwd=place)
+    assert "2 steps of 2 clips" in done.stdout
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "not finite" in line]
+    assert line.startswith("error: step 2 is not finite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epohcs", "3"], "command line: unknown key '--epohcs'; did you mean '--epochs'"),
+        (["--num_processes", "0"], "--num_processes is 0; it must be at least 1"),
+        (["--num_processes", "many"], "--num_processes: invalid int value: 'many'"),
+        (["--mixed_precision", "int8"], "--mixed_precision: invalid choice: 'int8'"),
+        (["--config_file", "nowhere.yaml", "--train", "videos"], "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, words, capsys):
+    assert cli.main(["train", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("everest-hf: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_a_run_that_fails_exits_as_the_script_does(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["train", "--train", "nowhere", "--num_processes", "1"])
+    assert raised.value.code == "error: nowhere: no such list file, folder of videos or data set"
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen", "several", "variables"),
+    [
+        ({"distributed_type": "MULTI_GPU", "num_processes": 2}, {}, True, None),
+        ({"distributed_type": "FSDP", "num_processes": 1}, {}, True, None),
+        (
+            {"distributed_type": "NO", "num_processes": 1, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+            {},
+            True,
+            None,
+        ),
+        (
+            {"distributed_type": "NO", "num_processes": 1, "mixed_precision": "bf16"},
+            {},
+            False,
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        ),
+        ({"distributed_type": "NO", "num_processes": 1, "use_cpu": True}, {}, False, {"ACCELERATE_USE_CPU": "True"}),
+        ({"distributed_type": "NO", "num_processes": 1}, {"num_processes": 2}, True, None),
+        (None, {"num_processes": 1}, False, {}),
+        (None, {"num_processes": 2}, True, None),
+        (None, {"num_processes": 1, "mixed_precision": "bf16"}, False, {"ACCELERATE_MIXED_PRECISION": "bf16"}),
+    ],
+)
+def test_processes_are_those_of_the_option_or_the_configuration(
+    config, chosen, several, variables, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", str(tmp_path / "none.yaml"))
+    if config is not None:
+        path = tmp_path / "accelerate.yaml"
+        path.write_text(
+            yaml.safe_dump({"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, **config})
+        )
+        chosen = {**chosen, "config_file": path}
+    launch, found = _plan_launch(chosen, ["recipe.yaml", "--epochs", "3"])
+    assert launch.training_script == str(ROOT / "train_accelerate.py")
+    assert launch.training_script_args == ["recipe.yaml", "--epochs", "3"]
+    assert (found is None) == several
+    if not several:
+        kept = {name: value for name, value in found.items() if name != "CUDA_VISIBLE_DEVICES"}
+        assert kept == variables
+
+
+def test_help_has_the_options_of_recipe_and_processes(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["train", "--help"])
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("everest-hf train [RECIPE.yaml]", "--num_processes INT", "--base_lr FLOAT", "--mixed_precision"):
+        assert words in text
