@@ -26,6 +26,9 @@ from everest_hf import (
     EverestModel,
     EverestPreTrainedModel,
     EverestVideoProcessor,
+    Recipe,
+    evaluate,
+    train,
 )
 from everest_hf.data import VideoViews, collate, load_videos
 from everest_hf.modeling_everest import (
@@ -87,6 +90,13 @@ views = VideoViews(load_videos("list.txt"), config.frame_size, num_frames=config
 VideoViews(load_videos("list.txt"), 224, num_frames=16)  # type: ignore[arg-type]
 for batch in DataLoader(views, batch_size=2, collate_fn=collate):
     classifier(batch["pixel_values"].flatten(0, 1))
+
+recipe = Recipe(task="finetune", train="list.txt", val="held.txt", epochs=3, config={"keep_ratio": 0.5})
+Recipe(task="finetun", train="list.txt")  # type: ignore[arg-type]
+Recipe(train="list.txt", epochs="3")  # type: ignore[arg-type]
+assert_type(train(recipe), dict[str, float])
+assert_type(evaluate(recipe)["val_top1"], float)
+train("recipe.yaml")  # type: ignore[arg-type]
 
 assert_type(everest_hf.__version__, str)
 """

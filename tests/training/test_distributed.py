@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers.commands import PATIENCE, ROOT, SCRIPT, free_port, log_of, train, train_on
+from helpers.commands import PATIENCE, ROOT, SCRIPT, Run, free_port, log_of, train, train_on
 from helpers.forgery import Evil, reseal
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import write_class_folders
@@ -469,3 +469,25 @@ def test_a_clip_draws_by_its_seed_alone(selection, oversampling, pretraining):
     draws = pretraining or selection != "motion" or oversampling > 1
     assert torch.equal(ids[0], ids[1]) != draws
     assert draws == bool(selection_noise(torch.tensor([5]), config, pretraining=pretraining))
+
+
+def test_an_error_on_one_process_alone_ends_all_with_one_line(place, tmp_path):
+    """The second process is where the videos are not."""
+    shutil.copy(place / "pretrain.yaml", tmp_path)
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        Run(
+            "pretrain.yaml",
+            "--output_dir",
+            place / "apart",
+            cwd=cwd,
+            environment={**shared, "RANK": i, "LOCAL_RANK": i},
+        )
+        for i, cwd in zip("01", (place, tmp_path), strict=True)
+    ]
+    first, second = (rank.wait() for rank in ranks)
+    assert (first.returncode, second.returncode) == (1, 1)
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: videos/train: no file or folder here")
+    assert "Traceback" not in first.stderr + second.stderr
+    assert "error: " not in second.stderr
