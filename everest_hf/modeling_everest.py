@@ -173,7 +173,8 @@ class EverestEmbeddings(nn.Module):
                 scores = motion_scores(embeddings.unflatten(1, (grid[0], -1)))  # (B, N)
 
         if bool_masked_pos is not None:
-            kept_ids, target_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
+            kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
+            target_ids = masked_ids if pretraining else None
         elif keeps_all:
             kept_ids = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[0], -1)
         else:
@@ -185,8 +186,8 @@ class EverestEmbeddings(nn.Module):
         return EverestEmbeddingOutput(
             hidden_states=hidden_states + positions.to(hidden_states.dtype),
             kept_ids=kept_ids,
-            target_ids=target_ids if pretraining else None,
-            targets=pixel_targets(patches, target_ids, config) if pretraining else None,
+            target_ids=target_ids,
+            targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
             slots=slots,
             scores=scores if output_scores else None,
         )
@@ -768,7 +769,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
         grid = token_grid(self.config, pixel_values, interpolate_pos_encoding)
         logits = self.decoder(encoded.last_hidden_state, encoded.kept_ids, encoded.target_ids, grid)
         return EverestForPreTrainingOutput(
-            loss=F.mse_loss(logits.float(), encoded.targets) if return_loss else None,
+            loss=F.mse_loss(logits.float(), encoded.targets) if return_loss else None,  # type: ignore[arg-type]
             logits=logits,
             visible_ids=encoded.kept_ids,
             target_ids=encoded.target_ids,

@@ -149,7 +149,7 @@ def order_tubes_at_random(scores: torch.Tensor | None, noise: Noise, grid: Grid)
 #   noise: noise(n) gives random numbers (B, n), for selections that draw;
 #   grid: slots, rows and columns.
 # It returns token ids (B, N), the first to be taken first, or (B, t, S), of which each slot gives the same number.
-SELECTIONS: dict[str, Callable[[torch.Tensor, Noise, Grid], torch.Tensor]] = {
+SELECTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "motion": order_by_motion,
     "random": order_at_random,
     "tube": order_tubes_at_random,
@@ -163,7 +163,12 @@ def slice_order(order: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 
 def select_tokens(
-    config: EverestConfig, scores: torch.Tensor, noise: Noise, grid: Grid, keep_ratio: float, pretraining: bool
+    config: EverestConfig,
+    scores: torch.Tensor | None,
+    noise: Noise,
+    grid: Grid,
+    keep_ratio: float,
+    pretraining: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Choose the first tokens of the order: ids (B, K) in time order, and None.
 
