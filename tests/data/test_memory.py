@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers.commands import forkserver
 from torch.utils.data import DataLoader, Dataset
 
 from everest_hf.data.workers import keep_freed_memory
@@ -36,7 +37,7 @@ class Faults(Dataset):
 def test_a_worker_asks_the_system_for_memory_once():
     # Not forks of this process, which may keep its memory since another test.
     usual, kept = (
-        int(next(iter(DataLoader(Faults(), num_workers=1, worker_init_fn=start, multiprocessing_context="spawn"))))
+        int(next(iter(DataLoader(Faults(), num_workers=1, worker_init_fn=start, multiprocessing_context=forkserver()))))
         for start in (None, keep_freed_memory)
     )
     # A system may give several pages at a time.

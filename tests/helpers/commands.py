@@ -1,9 +1,11 @@
 """Run train_accelerate.py in processes of its own, as its users do."""
 
+import functools
 import json
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
@@ -30,6 +32,15 @@ def log_of(folder: Path) -> list[dict]:
     """The lines of a run's log without the figures that no run repeats."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@functools.cache
+def forkserver():
+    """The context of processes that are forked from one that has imported what a run imports; see preload.py."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.preload"])
+    return context
 
 
 @dataclass
@@ -67,25 +78,23 @@ class Run:
 
     It has all that a new process has, its own state, streams, exit code and process group, without the seconds that
     imports take. environment: variables that it has. largest_file: bytes after which the system refuses to write on.
+    script: another program to run, which imports much of the same.
     """
 
-    _context = None
-
-    def __init__(self, *arguments, cwd, environment: dict | None = None, largest_file: int | None = None):
+    def __init__(
+        self,
+        *arguments,
+        cwd,
+        environment: dict | None = None,
+        largest_file: int | None = None,
+        script: Path = SCRIPT,
+    ):
         self.streams = [Path(cwd) / f".{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
-        arguments, streams = [str(a) for a in arguments], [str(s) for s in self.streams]
-        self.process = self._started_context().Process(
-            target=_main, args=(arguments, str(cwd), streams, environment or {}, largest_file)
+        command, streams = [str(part) for part in (script, *arguments)], [str(s) for s in self.streams]
+        self.process = forkserver().Process(
+            target=_main, args=(command, str(cwd), streams, environment or {}, largest_file)
         )
         self.process.start()
-
-    @classmethod
-    def _started_context(cls):
-        if cls._context is None:
-            os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-            cls._context = multiprocessing.get_context("forkserver")
-            cls._context.set_forkserver_preload(["train_accelerate"])
-        return cls._context
 
     def wait(self) -> Result:
         self.process.join(PATIENCE)
@@ -130,19 +139,23 @@ def fork(function: Callable[[], int]) -> multiprocessing.Process:
     return process
 
 
-def _main(arguments: list[str], cwd: str, streams: list[str], environment: dict, largest_file: int | None) -> None:
+def _main(command: list[str], cwd: str, streams: list[str], environment: dict, largest_file: int | None) -> None:
     os.setsid()
     os.chdir(cwd)
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), number)
-    sys.argv = [str(SCRIPT), *arguments]
+    sys.argv = command
     os.environ |= environment
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     multiprocessing.set_start_method("fork", force=True)  # that of the data loader's workers, as in a plain process
     import train_accelerate
 
-    train_accelerate.main(launcher=os.getppid())
+    if command[0] == str(SCRIPT):
+        train_accelerate.main(launcher=os.getppid())
+    else:
+        sys.path.insert(0, str(Path(command[0]).parent))
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def start_ranks(processes: int, *arguments, cwd, environment: dict | None = None, **kwargs) -> list[Run]:

@@ -1,6 +1,6 @@
 """A script for several processes: what each of them reads of a list and of a stream, for test_data_runs.py.
 
-accelerate launch … shards.py LIST PATTERN FOLDER WORKERS … writes FOLDER/<process>.pt, {WORKERS: (list, stream), …}:
+shards.py LIST PATTERN FOLDER WORKERS … writes FOLDER/<process>.pt, {WORKERS: (list, stream), …}:
 of each the pairs of an index, and a number made of the seed and the pixels of its clip, in the order of reading.
 """
 

@@ -1,15 +1,12 @@
 """Data in whole runs: streams, several processes, unreadable videos."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers.commands import PATIENCE, ROOT, Run, free_port, launch, train
+from helpers.commands import ROOT, Run, train, train_on
 from helpers.tables import write_parquet, write_tar
 from helpers.tiny import TINY
 from helpers.videos import bad_files, write_clip, write_list
@@ -111,11 +108,10 @@ def read_shards(place, num_processes: int, *workers: int) -> list[dict[int, tupl
     """What each process reads of the third epoch, after its first step; see shards.py."""
     folder = place / f"shards-{num_processes}"
     folder.mkdir()
-    how = ["--cpu"] if num_processes == 1 else ["--multi_gpu", "--main_process_port", free_port()]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *how, "--num_processes", num_processes]
-    script = [ROOT / "tests" / "helpers" / "shards.py", place / "list.txt", place / "part-*.parquet", folder, *workers]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*map(str, command), *map(str, script)], check=True, timeout=PATIENCE, env=environment)
+    arguments = [place / "list.txt", place / "part-*.parquet", folder, *workers]
+    script = ROOT / "tests" / "helpers" / "shards.py"
+    for result in train_on(num_processes, *arguments, cwd=folder, script=script):
+        result.check()
     return [torch.load(folder / f"{rank}.pt") for rank in range(num_processes)]
 
 
@@ -156,9 +152,9 @@ def four_bad(place) -> Path:
 def test_unreadable_videos_are_counted_over_the_processes(place, four_bad):
     """A share of 1 % is 3 of 300 videos; each process meets fewer, both together 4. All of them end, with one line."""
     options = ["--train", four_bad, "--batch_size", 15, "--epochs", 1, "--log_every", 5, "--num_workers", 1]
-    stopped = launch("pretrain.yaml", *options, "--output_dir", "stopped", cwd=place, processes=2)
-    assert stopped.returncode != 0
-    (line,) = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
+    stopped = train_on(2, "pretrain.yaml", *options, "--output_dir", "stopped", cwd=place)
+    assert 0 not in [result.returncode for result in stopped]
+    (line,) = [line for result in stopped for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "4 of 300 training videos are unreadable, more than max_bad_fraction=0.01; the first is " in line
     assert "bad_videos.txt" in line
     assert not (place / "stopped" / "model").exists()
