@@ -2,29 +2,21 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import ROOT, Result, Run
 from helpers.videos import real_clips
 
-ROOT = Path(__file__).parents[2]
 
-
-def run_benchmark(name: str, *options: str) -> subprocess.CompletedProcess:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def run_benchmark(name: str, *options, cwd: Path) -> Result:
+    return Run(*options, cwd=cwd, script=ROOT / "benchmarks" / name).wait()
 
 
 def result_of(name: str, out: Path, *options: str) -> tuple[dict, str]:
     """Run a benchmark into a folder that does not exist yet; return its JSON and what it printed."""
-    done = run_benchmark(name, *options, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    done = run_benchmark(name, *options, "--out", out, cwd=next(path for path in out.parents if path.exists())).check()
     assert "100%" in done.stderr  # the progress bar reached its end
     return json.loads(out.read_text()), done.stdout
 
@@ -42,6 +34,7 @@ def check_timing(figures: dict, repeats: int) -> None:
     assert 0 < figures["seconds_min"] <= figures["seconds"] <= max(figures["seconds_all"])
 
 
+@pytest.mark.slow
 def test_model_measures_every_task_beside_videomae(tmp_path):
     options = ["--sizes", "tiny", "--dtypes", "bf16", "--repeats", "3", "--keep-ratio", "0.5", "--device", "cpu"]
     result, printed = result_of("model.py", tmp_path / "new" / "model.json", *options)
@@ -104,6 +97,7 @@ def efficiency(tmp_path_factory):
     return out, printed
 
 
+@pytest.mark.slow
 def test_efficiency_measures_every_keep_ratio_beside_videomae(efficiency):
     out, printed = efficiency
     result = json.loads(out.read_text())
@@ -136,6 +130,7 @@ def test_efficiency_measures_every_keep_ratio_beside_videomae(efficiency):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_efficiency_goes_on_where_it_was_stopped(efficiency, tmp_path):
     result = json.loads(efficiency[0].read_text())
     last = result["results"].pop()
@@ -148,6 +143,7 @@ def test_efficiency_goes_on_where_it_was_stopped(efficiency, tmp_path):
     assert resumed["results"][-1] != last
 
 
+@pytest.mark.slow
 def test_efficiency_finds_the_largest_batch_that_fits(tmp_path):
     real_clips()
     limit = 0.1
@@ -233,13 +229,7 @@ def test_profile_names_where_the_time_goes(monkeypatch):
     assert {name: profile_steps.class_of(name) for name in names} == names
 
 
-def test_model_names_a_bad_option():
-    done = run_benchmark("model.py", "--keep-ratio", "1.5")
-    assert done.returncode == 2
-    assert "'1.5' is not a share above 0 and at most 1" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
+@pytest.mark.slow
 def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
     options = ["--videos", "ucf101", "hd", "--backends", "decord", "--files", "2", "--seconds", "1"]
     options += ["--repeats", "2", "--image-size", "64"]
@@ -262,7 +252,15 @@ def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
     assert printed.count("| 1280x720 H.264 | decord |") == 1
 
 
-def test_loader_names_a_backend_that_there_is_not():
-    done = run_benchmark("loader.py", "--backends", "opencv")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("model.py", ["--keep-ratio", "1.5"], "'1.5' is not a share above 0 and at most 1"),
+        ("loader.py", ["--backends", "opencv"], "video backend is 'opencv'; it must be one of"),
+    ],
+)
+def test_a_bad_option_is_named(tmp_path, name, options, message):
+    done = run_benchmark(name, *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert "video backend is 'opencv'; it must be one of" in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

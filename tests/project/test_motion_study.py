@@ -73,6 +73,7 @@ def test_arms_of_equal_time_take_it():
     assert arms["tokens", "motion 0.6"] == arms["initialisation", "EVEREST"]
 
 
+@pytest.mark.slow
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
     threads = torch.get_num_threads()
     size = motion_runs.SIZES["smoke"]

@@ -102,6 +102,7 @@ assert_type(everest_hf.__version__, str)
 """
 
 
+@pytest.mark.slow
 def test_a_program_over_the_public_names_has_types(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
