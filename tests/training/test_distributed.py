@@ -388,17 +388,9 @@ FIRST_SCALE = 2**23
 
 
 def run_in_fp16(place: Path, folder: Path) -> None:
-    command = [
-        sys.executable,
-        ROOT / "tests" / "helpers" / "scaled.py",
-        str(FIRST_SCALE),
-        "pretrain.yaml",
-        "--output_dir",
-        folder,
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    command += ["--save_every", "0.5", "--keep_checkpoints", "9"]
-    subprocess.run(command, cwd=place, env=environment, check=True, timeout=PATIENCE)
+    options = ["--output_dir", folder, "--save_every", 0.5, "--keep_checkpoints", 9]
+    script = ROOT / "tests" / "helpers" / "scaled.py"
+    Run(FIRST_SCALE, "pretrain.yaml", *options, cwd=place, script=script).wait().check()
 
 
 def test_fp16_leaves_out_what_overflowed_and_goes_on_with_its_scale(place):

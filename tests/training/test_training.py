@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers.commands import Run, launch, log_of, train
+from helpers.commands import Run, launch, log_of, train, train_on
 from helpers.tiny import TINY
 from helpers.videos import bad_files, real_clips, write_class_folders, write_clip, write_list
 from PIL import Image
@@ -78,7 +78,7 @@ def pretrained(place) -> Path:
 
 @pytest.fixture(scope="module")
 def finetuned(place, pretrained) -> Path:
-    result = launch("finetune.yaml", cwd=place).check()
+    result = train("finetune.yaml", cwd=place).check()
     (place / "finetune" / "stderr.txt").write_text(result.stderr)
     return place / "finetune"
 
@@ -351,7 +351,8 @@ def test_two_processes_pretrain_and_evaluate_an_odd_number_of_videos(place):
 def test_two_processes_fine_tune_and_evaluate_an_odd_number_of_videos(place, pretrained):
     folder = place / "two_finetune"
     arguments = ["--output_dir", folder, "--batch_size", 2, "--epochs", 1]
-    launch("finetune.yaml", *arguments, cwd=place, processes=2).check()
+    for result in train_on(2, "finetune.yaml", *arguments, cwd=place):
+        result.check()
     lines = log_of(folder)
     assert [line["step"] for line in lines] == [1, 2, 2]
     by_hand = evaluate_by_hand(folder / "model", load_videos(place / "videos" / "val"))

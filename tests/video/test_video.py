@@ -682,8 +682,8 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path, backend, start
             alive()
         return used_memory() - before
 
-    # A frame that is left behind by each of the last 1,800 would be 66 MB.
-    assert run_alone(grow, 2400) < 8e6
+    # A frame that is left behind by each of the last 900 would be 33 MB.
+    assert run_alone(grow, 1200) < 8e6
 
 
 def stride_indices_of(count: int, **kwargs) -> list[int]:
