@@ -41,7 +41,7 @@ class ClipCost:
 
     @property
     def total(self) -> int:
-        """Operations of a training step for a clip; for inference, those of the forward pass."""
+        """Operations of a training step for a clip; for inference, of the forward pass."""
         return self.forward + self.backward
 
 

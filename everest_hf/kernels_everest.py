@@ -112,7 +112,7 @@ def dtype_of(projection: nn.Module) -> torch.dtype:
 
 
 def working_dtype(projection: nn.Module, device_type: str) -> torch.dtype:
-    """Return the precision of what a projection gives: that of autocast where it is on, or else of the weights."""
+    """Return the precision of what a projection gives: autocast's where that is on, otherwise the weights'."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return dtype_of(projection)

@@ -742,7 +742,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
         output_attentions: bool | None = None,
         return_loss: bool = True,
     ) -> EverestForPreTrainingOutput:
-        """Predict the target tokens of clips. Arguments and errors are those of `EverestModel.forward`, except:
+        """Predict the target tokens of clips. Arguments and errors are as in `EverestModel.forward`, except:
 
         Args:
             bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*):
@@ -811,7 +811,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> EverestForVideoClassificationOutput:
-        """Classify clips. Arguments and errors are those of `EverestModel.forward`, and:
+        """Classify clips. Arguments and errors are as in `EverestModel.forward`, and:
 
         Args:
             labels (`torch.Tensor` of shape `(B,)` or `(B, num_labels)`, *optional*):
