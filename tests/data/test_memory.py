@@ -36,9 +36,9 @@ class Faults(Dataset):
 @pytest.mark.skipif(sys.platform != "linux", reason="another C library")
 def test_a_worker_asks_the_system_for_memory_once():
     # Not forks of this process, which may keep its memory since another test.
+    options = {"num_workers": 1, "multiprocessing_context": forkserver()}
     usual, kept = (
-        int(next(iter(DataLoader(Faults(), num_workers=1, worker_init_fn=start, multiprocessing_context=forkserver()))))
-        for start in (None, keep_freed_memory)
+        int(next(iter(DataLoader(Faults(), worker_init_fn=start, **options)))) for start in (None, keep_freed_memory)
     )
     # A system may give several pages at a time.
     assert usual > 100 * ROUNDS
