@@ -225,10 +225,13 @@ def write_kind(folder: Path, kind: str, num_frames: int = 50) -> Path:
 
 def true_frames(path: Path) -> np.ndarray:
     """The frames uint8 (T, H, W, 3) of a video as the program ffmpeg gives them, upright."""
-    read = ["-i", str(path), "-vsync", "passthrough", "-pix_fmt", "rgb24"]
-    first = ffmpeg(*read, "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-")
-    width, height = map(int, first.split(maxsplit=3)[1:3])
-    return np.frombuffer(ffmpeg(*read, "-f", "rawvideo", "-"), np.uint8).reshape(-1, height, width, 3)
+    pictures = ffmpeg(
+        "-i", str(path), "-vsync", "passthrough", "-pix_fmt", "rgb24", "-f", "image2pipe", "-c:v", "ppm", "-"
+    )
+    header = b"\n".join(pictures.split(b"\n", maxsplit=3)[:3]) + b"\n"  # of each picture: P6, width and height, 255
+    width, height = map(int, header.split()[1:3])
+    frames = np.frombuffer(pictures, np.uint8).reshape(-1, len(header) + 3 * width * height)
+    return frames[:, len(header) :].reshape(-1, height, width, 3)
 
 
 # ------------------------------------------------------------------------------------------------------ comparison
