@@ -1,8 +1,8 @@
 """EVEREST: efficient masked video autoencoding, as a Transformers model.
 
 Importing the package registers its classes with AutoConfig, AutoModel, AutoModelForPreTraining,
-AutoModelForVideoClassification and AutoVideoProcessor. `Recipe`, `train` and `evaluate` are imported when they are
-first used, with the libraries that only training needs.
+AutoModelForVideoClassification and AutoVideoProcessor. What only some programs need is imported when it is first
+used.
 """
 
 from importlib import import_module
@@ -26,6 +26,12 @@ from .modeling_everest import (
 from .version import __version__
 from .video_processing_everest import EverestVideoProcessor
 
+if TYPE_CHECKING:
+    from .api import evaluate, train
+    from .data import load_videos
+    from .inference.api import embed, predict
+    from .training.recipe import Recipe
+
 __all__ = [
     "EverestConfig",
     "EverestForPreTraining",
@@ -35,16 +41,22 @@ __all__ = [
     "EverestVideoProcessor",
     "Recipe",
     "__version__",
+    "embed",
     "evaluate",
+    "load_videos",
+    "predict",
     "train",
 ]
 
-if TYPE_CHECKING:
-    from .api import evaluate, train
-    from .training.recipe import Recipe
-
 # Names that are imported when they are first used, and where from.
-_LAZY = {"Recipe": ".training.recipe", "evaluate": ".api", "train": ".api"}
+_LAZY = {
+    "Recipe": ".training.recipe",
+    "embed": ".inference.api",
+    "evaluate": ".api",
+    "load_videos": ".data",
+    "predict": ".inference.api",
+    "train": ".api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,11 @@ from .commands import (
     convert,
     embed,
     make_list,
+    neighbours,
     predict,
     prepare,
     push,
+    search,
     split,
     train,
     tune_keep_ratio,
@@ -23,7 +25,21 @@ from .commands.options import PROGRAM, print_error
 from .version import __version__
 
 # In the order of the help.
-COMMANDS = (make_list, split, check_data, prepare, convert, train, predict, embed, tune_keep_ratio, visualize, push)
+COMMANDS = (
+    make_list,
+    split,
+    check_data,
+    prepare,
+    convert,
+    train,
+    predict,
+    embed,
+    search,
+    neighbours,
+    tune_keep_ratio,
+    visualize,
+    push,
+)
 
 
 def main(arguments: list[str] | None = None, *, load: Callable[[], object] | None = None) -> int:

@@ -2,12 +2,13 @@
 package and of runs.
 """
 
+import csv
 import logging
 import os
 import socket
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -33,12 +34,46 @@ _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # ---------------------------------------------------------------------- whole or absent
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name of the same suffix, by `write` of that name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{path.name}")
-    write(aside)
-    put_in_place(aside, path)
+def write_whole(path: Path, write: Callable[[Path], object], place: Path | None = None) -> None:
+    """Write a file under another name of the same suffix, by `write` of that name, then rename it.
+
+    place: the folder that it grows in, on the same disk, by default its own.
+
+    Raises:
+        OSError: it cannot be written; the message names it, and why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = (place or path.parent) / f".partial-{path.name}"
+        write(aside)
+        put_in_place(aside, path)
+    except OSError as error:  # a full disk, for instance, whose error may not name the file
+        raise OSError(f"{path}: {error.strerror or error}") from error
+
+
+def write_table(path: Path, lines: Iterable[Sequence[str | int]]) -> None:
+    """Write lines of cells as a .csv file, whole or not at all. A cell that begins as a formula does gets a ' before it."""
+
+    def write(aside: Path) -> None:
+        with aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([_as_cell(value) for value in line] for line in lines)
+
+    write_whole(path, write)
+
+
+def _as_cell(value: str | int) -> str | int:
+    """Return a value that a table program does not take for a formula: names that look like one get a ' before them."""
+    if isinstance(value, int) or not value.startswith(("=", "+", "-", "@", "\t", "\r")) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def put_in_place(aside: Path, path: Path) -> None:

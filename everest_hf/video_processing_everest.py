@@ -9,6 +9,7 @@ import importlib
 import os
 import time
 import urllib.request
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -18,11 +19,10 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .video_reading_everest import SequentialVideo
+from .video_reading_everest import TIME_LIMIT, SequentialVideo
 
-# Bytes that a video has at most that is fetched from an address; seconds that the processor gives the one of a URL.
+# Bytes that a video has at most that is fetched from an address.
 MAX_DOWNLOAD = 2**31
-DOWNLOAD_TIME = 300.0
 
 # ---------------------------------------------------------------------- frame indices of a view
 
@@ -339,25 +339,36 @@ def _read_video(video: str, sample_indices_fn=None):
     if not is_url and not os.path.exists(video):
         raise FileNotFoundError(f"{video}: no such video file")
     try:
-        opened = _open_video(_download(video) if is_url else video, video)
-        metadata = VideoMetadata(
-            total_num_frames=opened.num_frames,
-            fps=opened.fps or None,
-            duration=opened.num_frames / opened.fps if opened.fps else None,
-            video_backend="pyav",
-        )
-        wanted = sample_indices_fn(metadata=metadata) if sample_indices_fn else range(opened.num_frames)
-        metadata.frames_indices = list(wanted)
-        return opened.read(metadata.frames_indices), metadata
+        return sampled_frames(_download(video) if is_url else video, video, sample_indices_fn)
     except Exception as error:
         line = _first_line(error)
         raise ValueError(line if line.startswith(f"{video}: ") else f"{video}: cannot be read: {line}") from error
 
 
+def sampled_frames(
+    source: str | bytes, name: str, sample_indices_fn: Callable | None = None, **limits
+) -> tuple[torch.Tensor, VideoMetadata]:
+    """Return the frames (T, H, W, C) of a video that a function of its metadata chooses (all without), and the metadata.
+
+    source: a path, or the bytes of a file; name: what errors call it. limits: of `everest_hf.video.open_video`, where
+    the package is installed.
+    """
+    opened = _open_video(source, name, **limits)
+    metadata = VideoMetadata(
+        total_num_frames=opened.num_frames,
+        fps=opened.fps or None,
+        duration=opened.num_frames / opened.fps if opened.fps else None,
+        video_backend="pyav",
+    )
+    wanted = sample_indices_fn(metadata=metadata) if sample_indices_fn else range(opened.num_frames)
+    metadata.frames_indices = list(wanted)
+    return opened.read(metadata.frames_indices), metadata
+
+
 def _download(url: str) -> bytes:
-    """Return the file behind a URL, within the limits of `read_fetched` and DOWNLOAD_TIME seconds."""
+    """Return the file behind a URL, within the limits of `read_fetched` and TIME_LIMIT seconds."""
     with urllib.request.urlopen(url, timeout=10) as response:
-        return read_fetched(response, DOWNLOAD_TIME)
+        return read_fetched(response, TIME_LIMIT)
 
 
 def read_fetched(file: BinaryIO, seconds: float) -> bytes:
@@ -376,7 +387,7 @@ def read_fetched(file: BinaryIO, seconds: float) -> bytes:
     return bytes(content)
 
 
-def _open_video(source: str | bytes, name: str) -> Any:
+def _open_video(source: str | bytes, name: str, **limits) -> Any:
     """Open a video: with everest_hf where it is installed, which seeks where that is right; else from the start on."""
     try:
         reading = importlib.import_module("everest_hf.video")
@@ -384,7 +395,7 @@ def _open_video(source: str | bytes, name: str) -> Any:
         if isinstance(source, str) and os.path.isdir(source):
             raise ValueError("to read a folder of frames needs the package everest_hf") from None
         return SequentialVideo(source)
-    return reading.open_video(source, name=name)
+    return reading.open_video(source, name=name, **limits)
 
 
 def _first_line(error: Exception) -> str:

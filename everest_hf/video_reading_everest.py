@@ -27,6 +27,8 @@ _LENIENT: dict[str, Any] = (
 )
 # Pixels of all frames that are decoded at a time, by default: 16 frames of 7680 x 4320, which take 1.6 GB.
 MAX_PIXELS = 2**29
+# Seconds after which fetching a video, opening it, or reading frames of it counts as hung, by default.
+TIME_LIMIT = 60.0
 # Formats that name other files or addresses, which FFmpeg would open in their place.
 _REFERRING = {"avisynth", "concat", "dash", "hls", "image2", "imf", "rtsp", "sap", "sdp", "vapoursynth", "vobsub"}
 _FORMATS = "" if av is None else ",".join(sorted(av.formats_available - _REFERRING))

@@ -55,16 +55,18 @@ def add_command(commands, name: str, function, text: str, example: str) -> Parse
     return parser
 
 
-def add_rows_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
+    add_rows_options(parser)
+
+
+def add_rows_options(parser: argparse.ArgumentParser, labels: bool = True) -> None:
+    """Add how lists and data sets are read; labels: where theirs are, too."""
     parser.add_argument("--data-root", metavar="DIR", help="where the paths of a list start [the list's folder]")
     parser.add_argument("--split", metavar="NAME", help="split of the source, such as train")
     parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
-    parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
-
-
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    add_rows_options(parser)
+    if labels:
+        parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
     parser.add_argument(
         "--url-schemes",

@@ -1,12 +1,13 @@
 """everest-hf predict: classify videos."""
 
 import argparse
+from pathlib import Path
 
 from .options import (
     PROGRAM,
     add_command,
-    add_decoding_options,
     add_model_options,
+    add_rows_options,
     add_views_option,
     check_counts,
     check_inputs,
@@ -25,56 +26,60 @@ def add_parser(commands) -> None:
         "Classify videos, each by its centre clip or by the mean over several views.",
         f"{PROGRAM} predict clip.mp4 --model runs/quickstart/finetune/model --keep-ratio 0.4",
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or URL, or a list file of videos")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="video file, folder of videos, pattern, list file, data set or URL"
+    )
     add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     add_views_option(parser)
-    add_decoding_options(parser)
+    add_rows_options(parser, labels=False)
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at a time [8]")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
+    parser.add_argument("--csv", metavar="FILE", help="write a table with a row for each video, and print no labels")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the most probable labels of each video. A video that cannot be read is named, and the others go on."""
-    from tqdm.auto import tqdm
-
+    """Print or write the most probable labels of each video. Videos that cannot be read are named at the end."""
     from .. import inference
 
-    check_counts(args, "top_k")
-    check_inputs(args.videos, args.keep_ratio)
-    decoding = decoding_options(args)
-    videos = [part for video in args.videos for part in _videos_of(video)]
+    check_counts(args, "top_k", "batch_size", "workers")
+    check_inputs([], args.keep_ratio)
+    table = None if args.csv is None else _checked_table(args.csv)
+    opening = decoding_options(args)
+    rows = {name: getattr(args, name) for name in ("data_root", "split", "video_column")}
+    videos = inference.find_videos(args.videos, url_schemes=opening.pop("url_schemes", ()), **rows)
     name = inference.chosen_model(args.model, inference.CLASSIFICATION)
     inference.check_classifier(name)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
-    failures = 0
-    for video, segment in tqdm(videos, desc="predict", unit="video", disable=len(videos) == 1):
-        try:
-            logits = inference.classify(
-                model, processor, video, args.keep_ratio, args.views, segment=segment, **decoding
-            )
-        except (ValueError, OSError) as error:
-            print_error(error)
-            failures += 1
-            continue
-        _print_labels(video, segment, inference.top_labels(logits, model.config, args.top_k), args.json)
-    return 1 if failures else 0
+    how = {"keep_ratio": args.keep_ratio, "views": args.views, "top_k": args.top_k, "batch_size": args.batch_size}
+    answers = []
+    with inference.predicting(model, processor, videos, num_workers=args.workers, **how, **opening) as found:
+        for answer in found:
+            answers.append(answer)
+            if answer.error is None:
+                _show(answer, args)
+    if table:
+        inference.write_predictions(table, answers)
+        print_text(f"{table}: {sum(answer.error is None for answer in answers)} of {len(answers)} videos")
+    bad = [answer for answer in answers if answer.error is not None]
+    for answer in bad:
+        print_error(f"{answer.video}: {answer.error}")
+    return 1 if bad else 0
 
 
-def _videos_of(video: str) -> list:
-    """Return (path, segment or None) of a video, or of each row of a list file."""
-    from ..data import load_videos
-    from ..data.rows import is_list
-    from ..data.segments import segment_in
-
-    if not is_list(video):
-        return [(video, None)]
-    return [(row["video"], segment_in(row)) for row in load_videos(video, labels_required=False, check_files=False)]
+def _checked_table(name: str) -> Path:
+    """Return the path of a table that can be written, as far as that can be known; its folder is made."""
+    path = Path(name)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected the name of a .csv file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
-def _print_labels(video: str, segment, labels: list[tuple[str, float]], as_json: bool) -> None:
-    if as_json:
-        part = {} if segment is None else dict(zip(segment.columns, (segment.start, segment.end), strict=True))
-        print_json({"video": video, **part, "labels": [{"label": label, "score": score} for label, score in labels]})
-    else:
-        name = video if segment is None else f"{video}, {segment}"
-        print_text("\n".join([name, *(f"  {score:6.4f}  {label}" for label, score in labels)]))
+def _show(answer, args: argparse.Namespace) -> None:
+    if args.json:
+        labels = [{"label": label, "score": score} for label, score in answer.top]
+        print_json({"video": answer.video, **answer.bounds, "labels": labels})
+    elif args.csv is None:
+        name = answer.video if answer.segment is None else f"{answer.video}, {answer.segment}"
+        print_text("\n".join([name, *(f"  {score:6.4f}  {label}" for label, score in answer.top)]))

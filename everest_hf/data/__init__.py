@@ -29,7 +29,7 @@ from .rows import (
     name_of,
     source_of,
 )
-from .sources import load_videos, stream_videos
+from .sources import frame_folders_below, load_videos, stream_videos, videos_below
 from .streams import StreamedClips
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "collate",
     "differences",
     "epoch_order",
+    "frame_folders_below",
     "head_of",
     "identity_of",
     "load_videos",
@@ -57,4 +58,5 @@ __all__ = [
     "share_of_batches",
     "source_of",
     "stream_videos",
+    "videos_below",
 ]

@@ -24,10 +24,10 @@ from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_fra
 from ..video.pictures import is_folder_of_pictures
 from ..video_reading_everest import open_container
 from .lists import write_csv
-from .rows import VIDEO_SUFFIXES, class_names_of, is_video, source_of, video_in
+from .rows import VIDEO_SUFFIXES, class_names_of, source_of, video_in
 from .sampling import Sampling
 from .segments import FRAMES, segments_in
-from .sources import load_videos, walk
+from .sources import load_videos, videos_below
 from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos
 
@@ -147,7 +147,7 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
     if source.is_dir():
         if out.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
-        videos = _videos_below(source / (split or ""))
+        videos = [Path(video) for video in videos_below(str(source / (split or "")))]
         if not videos:
             raise ValueError(
                 f"{source / (split or '')}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}"
@@ -219,11 +219,6 @@ def _label_texts(rows: Dataset) -> list[str | None]:
         return [None] * len(rows)
     names = class_names_of(rows)
     return [names[label] if names else str(label) for label in rows["label"]]
-
-
-def _videos_below(folder: Path) -> list[Path]:
-    """Return the videos of a folder and its sub-folders; hidden ones are left out, as in training."""
-    return sorted(Path(parent, name) for parent, _, names in walk(str(folder)) for name in names if is_video(name))
 
 
 def _base_of(videos: list[Path], root: Path) -> Path:

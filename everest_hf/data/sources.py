@@ -277,6 +277,18 @@ def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[s
         yield from walk(os.path.join(folder, name), (*above, real))
 
 
+def videos_below(folder: str) -> list[str]:
+    """Return the paths of the videos in a folder and all in it, sorted; hidden ones are left out, as in training."""
+    paths = [os.path.join(parent, name) for parent, _, names in walk(folder) for name in names if is_video(name)]
+    return sorted(paths, key=lambda path: path.split(os.sep))
+
+
+def frame_folders_below(folder: str) -> list[str]:
+    """Return the paths of the folders of frames in a folder and all in it, or its own, sorted."""
+    paths = [parent for parent, _, names in walk(folder) if any(map(is_picture, names))]
+    return sorted(paths, key=lambda path: path.split(os.sep))
+
+
 def _check_files(rows: list[Row], source: str) -> None:
     paths = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     missing = [path for path in paths if not is_folder_of_pictures(path)]

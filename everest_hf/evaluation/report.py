@@ -1,8 +1,7 @@
 """The files of an evaluation: the prediction for each video, and which classes are taken for which."""
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from datasets import Dataset
 
 from ..data.rows import as_cell
 from ..data.segments import segments_in
-from ..files import write_whole
+from ..files import write_table, write_whole
 from ..visualize import draw_confusion
 from .metrics import load_metric
 
@@ -40,7 +39,7 @@ def write_predictions(
     segments = {name: ["" if x is None else _number(x) for x in values] for name, values in segments_in(rows).items()}
     videos = zip(paths, *segments.values(), strict=True)
     lines = [["video", *segments, *header], *([*video, *line] for video, line in zip(videos, lines, strict=True))]
-    write_whole(folder / PREDICTIONS, lambda path: _write_csv(path, lines))
+    write_table(folder / PREDICTIONS, lines)
     if problem_type == "single_label_classification":
         _write_confusion(folder, names, scores, labels)
 
@@ -100,25 +99,5 @@ def _write_confusion(folder: Path, names: Sequence[str], scores: torch.Tensor, l
     columns = [*names, "unreadable"] if counts[:, -1].any() else list(names)
     counts = counts[:, : len(columns)]
     lines = [["label", *columns], *([name, *row] for name, row in zip(names, counts.tolist(), strict=True))]
-    write_whole(folder / CONFUSION, lambda path: _write_csv(path, lines))
+    write_table(folder / CONFUSION, lines)
     write_whole(folder / PICTURE, lambda path: draw_confusion(counts, names, columns, path))
-
-
-def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([_as_cell(value) for value in line] for line in lines)
-
-
-def _as_cell(value: str | int) -> str | int:
-    """Return a value that a table program does not take for a formula: names that look like one get a ' before them."""
-    if isinstance(value, int) or not value.startswith(("=", "+", "-", "@", "\t", "\r")) or _is_number(value):
-        return value
-    return f"'{value}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

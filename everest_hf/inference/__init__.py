@@ -1,7 +1,13 @@
-"""What a trained model is used for, shared by the commands, the page and notebooks: load it, classify, embed."""
+"""What a trained model is used for, shared by the commands, the page and notebooks.
+
+Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
+(classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py). `predict` and
+`embed` of the package do all of it in one call (api.py).
+"""
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
 from .embed import embed_videos, feature_function
+from .features import read_features
 from .loading import (
     CLASSIFICATION,
     FEATURES,
@@ -13,11 +19,15 @@ from .loading import (
     load_encoder,
     newest_run,
 )
+from .neighbours import label_figures, search
+from .predictions import Prediction, predicting, write_predictions
+from .sources import find_videos
 
 __all__ = [
     "CLASSIFICATION",
     "FEATURES",
     "PRETRAINING",
+    "Prediction",
     "architecture_of",
     "check_classifier",
     "chosen_model",
@@ -25,10 +35,16 @@ __all__ = [
     "embed_videos",
     "evaluation_views",
     "feature_function",
+    "find_videos",
+    "label_figures",
     "load_checkpoint",
     "load_encoder",
     "newest_run",
+    "predicting",
+    "read_features",
     "read_view",
+    "search",
     "to_uint8",
     "top_labels",
+    "write_predictions",
 ]

@@ -1,16 +1,16 @@
 """From a video to pixel values, and from a classifier's logits to labels."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset, Features, Value
-from transformers.video_utils import VideoMetadata
 
 from ..configuration_everest import problem_type_of
 from ..data import VideoViews, source_of, transforms
 from ..data.segments import FEATURES, columns_with
-from ..video import MAX_PIXELS, TIME_LIMIT, Segment, open_video
-
-# What a video that somebody names may be beside a file.
-WEB = ("http", "https")
+from ..video import MAX_PIXELS, TIME_LIMIT, Segment
+from ..video_processing_everest import sampled_frames
+from .sources import WEB
 
 
 def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
@@ -44,10 +44,10 @@ def read_view(
         VideoError: whatever is wrong with the video.
     """
     where = source_of(video, url_schemes=WEB, time_limit=time_limit)
-    opened = open_video(**where, time_limit=time_limit, max_pixels=max_pixels, segment=segment)
-    places = processor.sample_frames(VideoMetadata(total_num_frames=opened.num_frames, video_backend="everest_hf"))
-    frames = opened.read(places).numpy()  # (T, H, W, C)
-    return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"], places
+    limits: dict[str, Any] = {"time_limit": time_limit, "max_pixels": max_pixels, "segment": segment}
+    frames, metadata = sampled_frames(**where, sample_indices_fn=processor.sample_frames, **limits)  # (T, H, W, C)
+    pixel_values = processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"]
+    return pixel_values, list(metadata.frames_indices or ())
 
 
 def to_uint8(pixel_values: torch.Tensor, processor) -> torch.Tensor:

@@ -5,51 +5,30 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from ..data import VideoViews, class_names_of, collate, transforms
+from ..data import VideoViews
 from ..data.rows import paths_of
 from ..data.segments import segments_in
-from ..data.workers import keep_freed_memory, naming_lost_workers, num_cores
-from ..files import held, put_in_place
+from ..files import held, write_whole
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
+from .batches import pixel_values_of, reading
+from .features import Features, save_tensors, writer_of
 
 logger = logging.getLogger(__name__)
 
 # Videos whose features are kept together, and at most lost when a run is killed.
 SHARD = 128
 DESCRIPTION = "run.json"
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of the videos of some rows: embeddings float32 (n, D), index int64 (n,), the row of each of them, and
-    bad, (path, reason) of each video that cannot be read.
-    """
-
-    embeddings: torch.Tensor
-    index: torch.Tensor
-    bad: list[tuple[str, str]]
-
-    @classmethod
-    def joined(cls, parts: "Iterable[Features]") -> "Features":
-        """Return all of them, in the order of the parts."""
-        embeddings, index, bad = zip(*((part.embeddings, part.index, part.bad) for part in parts), strict=True)
-        return cls(torch.cat(embeddings), torch.cat(index), [entry for entries in bad for entry in entries])
 
 
 def feature_function(
@@ -102,13 +81,15 @@ def embed_videos(
     }
     parts = out.with_name(f".partial-{out.name}")
     with held(parts):
-        _open_parts(parts, {"model": _digest_of_model(model), "rows": _digest_of_rows(rows), **settings})
+        digest = digest_of_model(model)
+        _open_parts(parts, {"model": digest, "rows": _digest_of_rows(rows), **settings})
         batches = _missing_batches(len(rows), parts, batch_size)
-        _embed_batches(batches, views, num_workers or num_cores(), parts, feature_function(model, keep_ratio), model)
+        with reading(views, batches, num_workers=num_workers, description="embed", total=len(rows)) as found:
+            _write_parts(found, parts, len(rows), feature_function(model, keep_ratio), model)
         features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
-        about = {"model": model.name_or_path, **settings}
+        about = {"model": model.name_or_path, "weights": digest, **settings}
         about = {key: json.dumps(value) for key, value in about.items()}
-        _write_whole(out, lambda aside: write(aside, features, rows, about), parts)
+        write_whole(out, lambda aside: write(aside, features, rows, about), parts)
         shutil.rmtree(parts)
     return [VideoError(path, reason) for path, reason in features.bad]
 
@@ -123,35 +104,24 @@ def _missing_batches(count: int, parts: Path, batch_size: int) -> list[list[int]
     return [list(rows[i : i + batch_size]) for rows in ranges for i in range(0, len(rows), batch_size)]
 
 
-@torch.inference_mode()
-def _embed_batches(
-    batches: list[list[int]],
-    views: VideoViews,
-    num_workers: int,
-    parts: Path,
-    function: Callable,
-    model: EverestPreTrainedModel,
+def _write_parts(
+    batches: Iterator[dict[str, Any]], parts: Path, num_rows: int, function: Callable, model: EverestPreTrainedModel
 ) -> None:
     """Write the parts that the batches make up."""
-    loader = DataLoader(
-        views, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_freed_memory
-    )
-    num_rows, done = len(views), len(views) - sum(map(len, batches))
     found = []
-    with tqdm(total=num_rows, initial=done, desc="embed", unit="video") as bar, naming_lost_workers():
-        for batch in loader:
-            found.append(_features_of(batch, model, function))
-            bar.update(len(batch["index"]))
-            following = int(batch["index"][-1]) + 1
-            if following % SHARD == 0 or following == num_rows:
-                _write_part(_part_of(parts, following - 1), Features.joined(found))
-                found = []
+    for batch in batches:
+        found.append(features_of(batch, model, function))
+        following = int(batch["index"][-1]) + 1
+        if following % SHARD == 0 or following == num_rows:
+            _write_part(_part_of(parts, following - 1), Features.joined(found))
+            found = []
 
 
-def _features_of(batch: dict[str, Any], model: EverestPreTrainedModel, function: Callable) -> Features:
+@torch.inference_mode()
+def features_of(batch: dict[str, Any], model: EverestPreTrainedModel, function: Callable) -> Features:
+    """Return the features of a batch of views, by a function of their pixel values (see `feature_function`)."""
     views, readable = batch["pixel_values"], ~batch["unreadable"]  # (B, V, T, C, h, w), (B,)
-    clips = transforms.normalize(views.flatten(0, 1).to(model.device), model.config.image_mean, model.config.image_std)
-    embeddings = function(clips).unflatten(0, views.shape[:2]).mean(dim=1).cpu()  # (B, D)
+    embeddings = function(pixel_values_of(batch, model)).unflatten(0, views.shape[:2]).mean(dim=1).cpu()  # (B, D)
     return Features(embeddings[readable], batch["index"][readable], batch["bad"])
 
 
@@ -173,7 +143,7 @@ def _open_parts(folder: Path, description: dict[str, Any]) -> None:
                 "remove it, or choose another output"
             )
     else:
-        _write_whole(path, lambda aside: aside.write_text(json.dumps(description)))
+        write_whole(path, lambda aside: aside.write_text(json.dumps(description)))
 
 
 def _part_of(parts: Path, row: int) -> Path:
@@ -182,7 +152,7 @@ def _part_of(parts: Path, row: int) -> Path:
 
 def _write_part(path: Path, features: Features) -> None:
     tensors = {"embeddings": features.embeddings, "index": features.index}
-    _write_whole(path, lambda aside: save_file(tensors, aside, {"bad": json.dumps(features.bad)}))
+    write_whole(path, lambda aside: save_tensors(tensors, aside, {"bad": json.dumps(features.bad)}))
 
 
 def _read_part(path: Path) -> Features:
@@ -203,17 +173,8 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any], place: Path | None = None) -> None:
-    """Let `write` write a file that has its name when it is whole; until then it lies in `place`, or beside it."""
-    aside = (place or path.parent) / f"{path.name}.growing"
-    try:
-        write(aside)
-        put_in_place(aside, path)
-    except (OSError, SafetensorError) as error:  # a full disk, for instance, whose error may not name the file
-        raise OSError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _digest_of_model(model: nn.Module) -> str:
+def digest_of_model(model: nn.Module) -> str:
+    """Return what tells the weights of a model from others."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -225,55 +186,3 @@ def _digest_of_rows(rows: Dataset) -> str:
     labels = list(rows["label"]) if "label" in rows.column_names else None
     known = [paths_of(rows), labels, *([segments] if (segments := segments_in(rows)) else [])]
     return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
-
-
-# ---------------------------------------------------------------------- formats
-
-
-def writer_of(out: Path) -> Callable:
-    """Return the function that writes the format of a file name.
-
-    Raises:
-        ValueError: the suffix is none of FORMATS.
-    """
-    if out.suffix not in FORMATS:
-        raise ValueError(f"{out}: cannot tell the format; expected a name ending in {' or '.join(FORMATS)}")
-    return FORMATS[out.suffix]
-
-
-def write_safetensors(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
-    """Write tensors embeddings float32 (n, D), index int64 (n,), and labels int64 (n,) where the rows have them.
-
-    The metadata hold, as JSON, the paths of the n videos, the names of the classes, `about`, and of rows with segments
-    the n starts and ends, by the names of their columns.
-    """
-    names, chosen = paths_of(rows), features.index.tolist()
-    segments = {name: [values[row] for row in chosen] for name, values in segments_in(rows).items()}
-    about = {**about, **{name: json.dumps(values) for name, values in segments.items()}}
-    videos = [names[row] for row in chosen]
-    tensors = {"embeddings": features.embeddings, "index": features.index}
-    if "label" in rows.column_names:
-        tensors["labels"] = torch.tensor(list(rows["label"]))[features.index]
-    save_file(
-        tensors,
-        path,
-        {**about, "videos": json.dumps(videos), "class_names": json.dumps(class_names_of(rows))},
-    )
-
-
-def write_parquet(path: Path, features: Features, rows: Dataset, about: dict[str, str]) -> None:
-    """Write a table with a row a video: video (path), start and end of a segment (or start_frame and end_frame), label
-    (name of the class where known), embedding (D floats).
-    """
-    names, classes, chosen = paths_of(rows), class_names_of(rows), features.index.tolist()
-    columns = {"video": [names[row] for row in chosen]}
-    columns |= {name: [values[row] for row in chosen] for name, values in segments_in(rows).items()}
-    if "label" in rows.column_names:
-        labels = [classes[label] if classes else label for label in rows["label"]]
-        columns["label"] = [labels[row] for row in chosen]
-    flat = pa.array(features.embeddings.flatten().numpy())
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, features.embeddings.shape[1])
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), path)
-
-
-FORMATS = {".safetensors": write_safetensors, ".parquet": write_parquet}

@@ -5,10 +5,10 @@ of this file by their numbers (containers.py), within a time limit (isolation.py
 """
 
 from ..video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
-from ..video_reading_everest import MAX_PIXELS
+from ..video_reading_everest import MAX_PIXELS, TIME_LIMIT
 from .decoders import BACKENDS, DECODERS, Decoder, decoders_of
 from .errors import VideoError
-from .reading import TIME_LIMIT, VideoInfo, open_video, probe, read_clip, read_frames
+from .reading import VideoInfo, open_video, probe, read_clip, read_frames
 from .segments import Segment
 
 __all__ = [

@@ -15,16 +15,13 @@ from fractions import Fraction
 
 import torch
 
-from ..video_reading_everest import MAX_PIXELS, check_pixels
+from ..video_reading_everest import MAX_PIXELS, TIME_LIMIT, check_pixels
 from .containers import Header, check_source, header_of
 from .decoders import Decoder, decoders_of
 from .errors import VideoError
 from .isolation import Overdue, call_within
 from .pictures import PictureDecoder, is_folder_of_pictures, picture_header
 from .segments import Segment
-
-# Seconds after which opening a video, or reading frames of it, counts as hung.
-TIME_LIMIT = 60.0
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from everest_hf.visualize.animation import WRITERS
 from everest_hf.visualize.tokens import reconstruct
 
 LABELS = ["climb", "dive", "jump", "run", "swim"]
+COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 FRAME_STEP = 3
 
 
@@ -536,10 +537,7 @@ def test_convert_refuses_labels_that_do_not_fit(videomae, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["make-list", "split", "check-data", "prepare", "convert", "predict", "embed", "visualize", "push"],
-)
+@pytest.mark.parametrize("command", [name.replace("_", "-") for name in COMMANDS])
 def test_help_has_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
@@ -663,6 +661,8 @@ def run_entry(*arguments, then: str = "") -> subprocess.CompletedProcess:
         (["--help"], 0, "tune-keep-ratio"),
         (["--version"], 0, f"everest-hf {everest_hf.__version__}"),
         (["predict", "--help"], 0, "--keep-ratio"),
+        (["search", "--help"], 0, "FEATURES"),
+        (["neighbours", "--help"], 0, "--k K"),
         (["predcit"], 2, "predcit"),
         (["predict"], 2, "VIDEO"),
         (["predict", "a.mp4", "--top_k", "many"], 2, "--top-k"),
@@ -716,7 +716,7 @@ def test_an_interrupted_command_ends_without_a_traceback(clip, finetuned, capsys
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference, "classify", interrupt)
+    monkeypatch.setattr(VideoViews, "_read", interrupt)
     assert run(capsys, "predict", clip, "--model", finetuned) == (130, "", "everest-hf: error: interrupted\n")
 
 

@@ -19,6 +19,7 @@ from everest_hf.data import VideoViews, class_names_of, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.files import held
 from everest_hf.inference import embed as module
+from everest_hf.inference import features
 
 PATIENCE = 120
 
@@ -210,7 +211,7 @@ def test_finished_parts_are_not_made_again(checkpoints, videos, tmp_path, capfd,
     monkeypatch.setattr(module, "SHARD", 4)
     out, parts = tmp_path / "out.safetensors", tmp_path / ".partial-out.safetensors"
     command = ["embed", videos, out, "--model", checkpoints["classifier"], "--batch-size", 3]
-    monkeypatch.setitem(module.FORMATS, ".safetensors", fail)
+    monkeypatch.setitem(features.FORMATS, ".safetensors", fail)
     assert run(*command) == 1  # at the very end
     assert capfd.readouterr().err.endswith("/out.safetensors: the disk is full\n")
     assert sorted(os.listdir(parts)) == ["000000.safetensors", "000001.safetensors", "run.json"]
@@ -229,7 +230,7 @@ def test_a_truncated_part_is_made_again(checkpoints, videos, tmp_path, capfd, ca
     out, part = tmp_path / "out.safetensors", tmp_path / ".partial-out.safetensors" / "000000.safetensors"
     command = ["embed", videos, out, "--model", checkpoints["classifier"]]
     with monkeypatch.context() as patched:
-        patched.setitem(module.FORMATS, ".safetensors", fail)
+        patched.setitem(features.FORMATS, ".safetensors", fail)
         assert run(*command) == 1
     os.truncate(part, size % part.stat().st_size)
     assert run(*command) == 0

@@ -1,5 +1,6 @@
 """The processor: the centre view of evaluation from a path, a URL's file or an array, also as remote code."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from transformers import AutoVideoProcessor, pipeline
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, video_processing_everest
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
-from everest_hf.video import read_frames
+from everest_hf.video import TIME_LIMIT, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +269,22 @@ def test_url_is_read_like_a_file_within_limits(clip, monkeypatch):
             processor(url)
         server.shutdown()
     assert torch.equal(result, pixels(processor, str(clip)))
+
+
+def test_a_url_has_the_time_limit_of_every_video(monkeypatch):
+    class Endless(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**16))
+
+    assert video_processing_everest.TIME_LIMIT == TIME_LIMIT == 60
+    monkeypatch.setattr(video_processing_everest, "TIME_LIMIT", 0.1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        with pytest.raises(ValueError, match=f"^{url}: cannot be read: to download it takes longer than 0.1 s"):
+            EverestVideoProcessor()(url)
+        server.shutdown()

@@ -53,6 +53,30 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, order, mask):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    """Not by the name that it has until it is whole, and also where the error names none."""
+
+    def fill_the_disk(aside):
+        raise OSError("the disk is full")
+
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError, match=f"^{path}: the disk is full$"):
+        write_whole(path, fill_the_disk)
+    with pytest.raises(OSError, match=f"^{path}: Is a directory$"):
+        write_whole(path, lambda aside: tmp_path.read_text())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_may_grow_elsewhere(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    seen = []
+    write_whole(tmp_path / "a.txt", lambda aside: seen.append(aside) or aside.write_text("a"), place)
+    assert seen == [place / ".partial-a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "a"
+    assert os.listdir(place) == []
+
+
 def test_so_are_all_files_of_a_folder(tmp_path, order, mask):
     aside = tmp_path / "aside"
     (aside / "state").mkdir(parents=True)
