@@ -10,6 +10,7 @@ from .commands import (
     check_data,
     convert,
     embed,
+    export,
     make_list,
     neighbours,
     predict,
@@ -38,6 +39,7 @@ COMMANDS = (
     neighbours,
     tune_keep_ratio,
     visualize,
+    export,
     push,
 )
 

@@ -56,8 +56,8 @@ def predicting(
     """Give the answers to videos as they come, in this order; to be used within the context.
 
     keep_ratio: as in the model's forward. views: segments x crops, whose scores are averaged. batch_size: clips at a
-    time, which no score depends on (but for the last digits). num_workers: processes that read, by default one a core.
-    opening: time_limit and max_pixels of `everest_hf.video.open_video`.
+    time, those of one video at least; no score depends on it, but for the last digits. num_workers: processes that read,
+    by default one a core. opening: time_limit and max_pixels of `everest_hf.video.open_video`.
 
     Raises:
         OSError: a process that decodes was killed.

@@ -108,8 +108,7 @@ def _of_table(source: Any, url_schemes: tuple[str, ...], options: dict[str, Any]
     if "label" in rows.column_names:
         rows = rows.remove_columns("label")
     parts = rows.select_columns(list(segments_in(rows)))
-    has_segments = bool(parts.column_names)
-    segments = [segment_in(row) for row in parts] if has_segments else [None for _ in range(len(rows))]
+    segments: list[Segment | None] = [segment_in(row) for row in parts] if parts.column_names else [None] * len(rows)
     return Videos(rows, names, url_schemes, segments)
 
 

@@ -661,6 +661,7 @@ def run_entry(*arguments, then: str = "") -> subprocess.CompletedProcess:
         (["--help"], 0, "tune-keep-ratio"),
         (["--version"], 0, f"everest-hf {everest_hf.__version__}"),
         (["predict", "--help"], 0, "--keep-ratio"),
+        (["export", "--help"], 0, "--dynamic-batch"),
         (["search", "--help"], 0, "FEATURES"),
         (["neighbours", "--help"], 0, "--k K"),
         (["predcit"], 2, "predcit"),
