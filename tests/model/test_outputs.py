@@ -81,7 +81,8 @@ def test_a_copy_is_a_model_of_its_own():
 # ------------------------------------------------------------------ hooks
 
 
-@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # of the models themselves, which give no tuple
+@pytest.mark.filterwarnings("ignore:For backward hooks")  # of the models, which return no tuple
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # of the embeddings, whose input has no gradient
 @pytest.mark.parametrize("model_class", MODELS)
 def test_hooks_of_every_kind_see_every_module(model_class):
     model, seen = build(model_class).train(), {}
