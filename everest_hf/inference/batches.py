@@ -1,5 +1,6 @@
 """Batches of views on their way to a model: read by processes, with progress."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,9 @@ def reading(
     """
     done = total - sum(map(len, batches))
     processes = 0 if total == 1 else min(num_workers or num_cores(), len(batches))
+    # What is garbage now would be let go in the copies of this process: a decoder would wait there for its threads, which
+    # no copy has.
+    gc.collect()
     loader = DataLoader(
         views, batch_sampler=batches, num_workers=processes, collate_fn=collate, worker_init_fn=keep_freed_memory
     )

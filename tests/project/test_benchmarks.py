@@ -264,3 +264,20 @@ def test_a_bad_option_is_named(tmp_path, name, options, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_predict_classifies_a_folder_in_each_way(tmp_path):
+    options = ["--size", "tiny", "--videos", "3", "--repeats", "2", "--workers", "1", "--device", "cpu"]
+    result, printed = result_of("predict.py", tmp_path / "predict.json", *options)
+    check_facts(result)
+    assert result["settings"]["keep_ratio"] == 0.6
+    cells = {cell["way"]: cell for cell in result["results"]}
+    assert list(cells) == ["everest", "pipeline", "loop"]
+    for cell in cells.values():
+        check_timing(cell, repeats=2)
+        assert cell["clips_per_second"] == pytest.approx(3 / cell["seconds"])
+        low, high = cell["speedup_range"]
+        assert low <= cell["speedup"] <= high
+    assert cells["pipeline"]["speedup_range"] == [1, 1]
+    assert printed.count("VideoMAE, ") == 2
