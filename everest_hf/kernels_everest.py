@@ -27,6 +27,8 @@ def splits_products(device: torch.device) -> bool:
     """Whether a device computes products of float32 as three of bf16: NVIDIA's GPUs with matrix units for bf16 do."""
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
         return False
+    if "dtype" not in torch.ops.aten.mm.overloads():  # older versions of PyTorch round products in bf16 to bf16
+        return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -280,6 +287,14 @@ class EverestVideoProcessor(BaseVideoProcessor):
         if isinstance(video_url_or_urls, (list, tuple)):
             return list(zip(*[self.fetch_videos(v, sample_indices_fn) for v in video_url_or_urls], strict=True))
         return _read_video(video_url_or_urls, sample_indices_fn)
+
+    def _prepare_input_videos(self, videos, input_data_format=None, **kwargs):
+        """Bring videos to tensors (T, C, H, W): Transformers 4 takes every tensor for one, whatever its shape."""
+        videos = [torch.as_tensor(video) for video in videos]
+        given = input_data_format or infer_channel_dimension_format(videos[0])
+        if given == ChannelDimension.LAST:
+            videos = [video.permute(0, 3, 1, 2).contiguous() for video in videos]
+        return super()._prepare_input_videos(videos, input_data_format=ChannelDimension.FIRST, **kwargs)
 
     def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
         """Scale frames (..., H, W) to just cover `size`; a size by its edges is what it is in every processor."""
