@@ -139,7 +139,8 @@ def rgb_converter(height: int, width: int) -> "Callable[[av.VideoFrame], torch.T
 
 def _rgb_graph(width: int, height: int, pixel_format: str, size: str) -> "av.filter.Graph":
     graph = av.filter.Graph()
-    graph.threads = 1  # to start threads takes longer than to use them
+    if hasattr(graph, "threads"):  # not in PyAV 17.0
+        graph.threads = 1  # to start threads takes longer than to use them
     source = (
         f"video_size={width}x{height}:pix_fmt={pixel_format}:time_base=1/1"  # the time of a frame is of no use here
     )
