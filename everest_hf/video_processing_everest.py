@@ -6,6 +6,7 @@ nothing but torch, transformers and the file that reads videos.
 """
 
 import importlib
+import math
 import os
 import time
 import urllib.request
@@ -137,11 +138,12 @@ def crop_at(frames: torch.Tensor, size: tuple[int, int], position: float) -> tor
 # ---------------------------------------------------------------------- the processor
 
 
-class EverestVideosKwargs(VideosKwargs, total=False):
+class EverestVideoProcessorKwargs(VideosKwargs, total=False):
     """What a call may override beside the arguments of every video processor.
 
     frame_sampling: "stride" (every frame_step-th frame of a clip) or "segment" (one frame of each equal part).
-    frame_step: stride between the frames of a clip, in frames of the video.
+    frame_step: stride between the frames of a clip, in frames of the video. In its place `fps` may be given, frames of
+        a clip in a second: the stride is then the video's own rate over it, rounded, and at least 1.
     num_input_frames: number of frames delivered where the model selects num_frames of them itself; it belongs to a
         num_frames, and where that alone is overridden, as many frames are delivered as it says.
     """
@@ -160,14 +162,14 @@ class EverestVideoProcessor(BaseVideoProcessor):
     An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
 
     Beside the fields of every video processor it has num_frames (of a clip), num_input_frames (candidates of frame
-    selection; None without it), frame_step and frame_sampling (see `EverestVideosKwargs`); a call may override them.
+    selection; None without it), frame_step and frame_sampling (see `EverestVideoProcessorKwargs`); a call may override them.
 
     Raises:
         FileNotFoundError, ValueError: a video is missing or cannot be read; the message names it.
         ValueError: a value is impossible; the message names it and what would be right.
     """
 
-    valid_kwargs = EverestVideosKwargs  # type: ignore[assignment]  # annotated for images
+    valid_kwargs = EverestVideoProcessorKwargs  # type: ignore[assignment]  # annotated for images
     model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -192,7 +194,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
         @classmethod
         def from_pretrained(cls, *args, **kwargs) -> "EverestVideoProcessor": ...
 
-    def __init__(self, **kwargs: Unpack[EverestVideosKwargs]):
+    def __init__(self, **kwargs: Unpack[EverestVideoProcessorKwargs]):
         if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
             kwargs["crop_size"] = kwargs["size"]
         super().__init__(**kwargs)  # type: ignore[misc]  # annotated without what a class adds
@@ -223,11 +225,13 @@ class EverestVideoProcessor(BaseVideoProcessor):
             fitting["do_convert_rgb"] = False
         return cls(**{**fitting, **_with_what_belongs(kwargs, config.num_frames)})
 
-    def preprocess(self, videos, **kwargs: Unpack[EverestVideosKwargs]) -> BatchFeature:
+    def preprocess(self, videos, **kwargs: Unpack[EverestVideoProcessorKwargs]) -> BatchFeature:
         """Return a BatchFeature with `pixel_values` (B, T, C, H, W); see the class for what `videos` may be."""
         options: dict = _with_what_belongs(kwargs, self.num_frames)
         if options.get("do_sample_frames", self.do_sample_frames):
             options |= self._sampling(**options)
+            if options["fps"] is not None:
+                options["frame_step"] = None
         batch = super().preprocess(_paths_as_text(videos), **options)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
@@ -245,7 +249,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
         """Return the frame indices of the centre view of a video of metadata.total_num_frames frames.
 
         Raises:
-            ValueError: an argument is impossible, fps among them, or the video has no frames.
+            ValueError: an argument is impossible, or the video has no frames, or no rate where fps is given.
         """
         sampling = self._sampling(
             num_frames=num_frames,
@@ -254,22 +258,30 @@ class EverestVideoProcessor(BaseVideoProcessor):
             frame_step=frame_step,
             frame_sampling=frame_sampling,
         )
+        fps = sampling.pop("fps")
         count = sampling["num_input_frames"] or sampling["num_frames"]
         if metadata.video_backend is None and metadata.total_num_frames == count:  # a clip already
             return list(range(count))
+        if fps is not None:
+            if not metadata.fps:
+                raise ValueError(f"fps is {fps}, but the video does not tell its own rate; give frame_step")
+            sampling["frame_step"] = max(1, round(metadata.fps / fps))
         return frame_indices(num_video_frames=metadata.total_num_frames, **sampling)
 
     def _sampling(self, fps: float | None = None, **given) -> dict:
-        """Return how frames are sampled, as arguments of `frame_indices`: as given, else as the processor's fields say.
+        """Return how frames are sampled, as given, else as the processor's fields say: arguments of `frame_indices`,
+        and fps, None where frame_step counts.
 
         Raises:
             ValueError: a value is impossible.
         """
-        fps = self.fps if fps is None else fps
-        if fps is not None:
-            raise ValueError(f"fps is {fps}; EVEREST samples by frame_step={self.frame_step}, not by fps")
         names = ("num_frames", "frame_step", "frame_sampling")
         sampling = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}
+        if fps is None and given.get("frame_step") is None:
+            fps = self.fps
+        elif fps is not None and given.get("frame_step") is not None:
+            raise ValueError(f"fps is {fps} and frame_step is {given['frame_step']}; give one of them")
+        _check_fps(fps, sampling["frame_sampling"])
         for name in ("num_frames", "frame_step"):
             if not isinstance(sampling[name], int) or sampling[name] < 1:
                 raise ValueError(f"{name} is {sampling[name]!r}; it must be a positive integer")
@@ -280,7 +292,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
         if candidates is not None and not (isinstance(candidates, int) and candidates >= sampling["num_frames"]):
             right = f"None or an integer of at least num_frames={sampling['num_frames']}"
             raise ValueError(f"num_input_frames is {candidates!r}; it must be {right}")
-        return {**sampling, "num_input_frames": candidates}
+        return {**sampling, "num_input_frames": candidates, "fps": fps}
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Read one video, or a list of them, with the first decoder that is installed: frames and metadata."""
@@ -338,6 +350,15 @@ def _with_what_belongs(given, num_frames: int) -> dict:
     if given.get("num_frames") not in (None, num_frames) and given.get("num_input_frames") is None:
         given["num_input_frames"] = given["num_frames"]
     return given
+
+
+def _check_fps(fps: float | None, frame_sampling: str) -> None:
+    if fps is None:
+        return
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
+        raise ValueError(f"fps is {fps!r}; it must be a positive number")
+    if frame_sampling != "stride":
+        raise ValueError(f"fps is {fps}; it has no meaning for frame_sampling={frame_sampling!r}")
 
 
 def _paths_as_text(videos):

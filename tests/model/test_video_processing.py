@@ -106,8 +106,24 @@ def test_call_overrides_the_sampling(clip):
     assert pixels(processor, str(clip), num_frames=12).shape[1] == 18  # as the pipeline asks
     assert pixels(processor, str(clip), num_frames=6).shape[1] == 6
     assert not torch.equal(pixels(processor, str(clip), frame_step=1), pixels(processor, str(clip)))
-    with pytest.raises(ValueError, match="fps is 5"):
-        processor(str(clip), fps=5)
+
+
+def test_fps_counts_in_seconds_of_the_video(clip, tmp_path):
+    config = tiny_config()
+    processor = EverestVideoProcessor.from_config(config, frame_step=3)
+    for fps, step in ((25, 1), (12.5, 2), (8, 3), (100, 1)):  # the video has 25 frames a second
+        assert torch.equal(pixels(processor, str(clip), fps=fps), pixels(processor, str(clip), frame_step=step))
+    EverestVideoProcessor.from_config(config, fps=12.5).save_pretrained(tmp_path)
+    by_seconds = EverestVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(pixels(by_seconds, str(clip)), pixels(processor, str(clip), frame_step=2))
+    assert torch.equal(pixels(by_seconds, str(clip), frame_step=3), pixels(processor, str(clip)))
+    frames = read_frames(clip, range(50))
+    metadata = [[{"total_num_frames": 50, "fps": 50}]]
+    assert torch.equal(pixels(by_seconds, frames, video_metadata=metadata), pixels(processor, frames, frame_step=4))
+    with pytest.raises(ValueError, match=r"^fps is 12.5, but the video does not tell its own rate; give frame_step$"):
+        by_seconds(frames)
+    with pytest.raises(ValueError, match=r"^fps is 5 and frame_step is 2; give one of them$"):
+        processor(str(clip), fps=5, frame_step=2)
 
 
 SIZES = [40, (30, 50), {"height": 48, "width": 80}, {"height": 20, "width": 20}]
@@ -159,7 +175,8 @@ BAD_SAMPLING = [
     ({"frame_step": -1}, "frame_step is -1; it must be a positive integer"),
     ({"num_input_frames": 6}, "num_input_frames is 6; it must be None or an integer of at least num_frames=12"),
     ({"frame_sampling": "uniform"}, "frame_sampling is 'uniform'; it must be one of ['segment', 'stride']"),
-    ({"fps": 2}, "fps is 2; EVEREST samples by frame_step=4, not by fps"),
+    ({"fps": 0}, "fps is 0; it must be a positive number"),
+    ({"fps": 2, "frame_sampling": "segment"}, "fps is 2; it has no meaning for frame_sampling='segment'"),
 ]
 
 
