@@ -204,6 +204,16 @@ def test_labels_of_another_kind_than_the_first_are_refused():
         model(clips(), labels=torch.tensor([1, 2]))
 
 
+@pytest.mark.parametrize("label", [-1, 3, 7])
+def test_a_class_that_there_is_not_is_named(label):
+    model = head_with(LOGITS, problem_type="single_label_classification")
+    message = f"labels for problem_type 'single_label_classification' hold {label}; expected classes from 0 to 2"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        model(clips(), labels=torch.tensor([1, label]))
+    left_out = model(clips(), labels=torch.tensor([1, -100])).loss  # as everywhere in PyTorch
+    torch.testing.assert_close(left_out, model(clips()[:1], labels=torch.tensor([1])).loss)
+
+
 def test_labels_that_do_not_fit_are_refused():
     for problem_type, labels in (
         ("single_label_classification", torch.tensor([1, 2, 0])),
