@@ -20,7 +20,6 @@ except ImportError:  # not on Windows
 
 logger = logging.getLogger(__name__)
 
-# Where recipes and the template of the model card lie; in a checkout both are links to those beside the package.
 PACKAGE = Path(__file__).parent
 # Where a run is by default, and is looked for.
 RUNS = Path("runs")
@@ -29,6 +28,19 @@ LOCK = ".lock"
 # Characters that steer a terminal or a log, by category and by what they do to the direction of a text (Unicode).
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def packaged(name: str | Path) -> Path:
+    """Return the path of a file or folder that comes with the package: a recipe, the template of the model card.
+
+    In a checkout they lie beside the package, and in it are links to them. Where there are no links, Git puts a file
+    with the target in the place of each.
+    """
+    link = PACKAGE / Path(name).parts[0]
+    target = f"../{link.name}"
+    if link.is_file() and link.stat().st_size == len(target) and link.read_text() == target:
+        return PACKAGE.parent / name
+    return PACKAGE / name
 
 
 # ---------------------------------------------------------------------- whole or absent

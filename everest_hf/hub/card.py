@@ -11,12 +11,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_everest import EverestConfig
 from ..cost import Use, clip_cost
-from ..files import PACKAGE
+from ..files import packaged
 from ..training.recipe import Recipe
 from ..training.run import Run
 
 CARD = "README.md"
-TEMPLATE = PACKAGE / "model_card.md"
+TEMPLATE = packaged("model_card.md")
 CLASSIFIER = "EverestForVideoClassification"
 TAGS = ["video", "masked-autoencoder", "self-supervised-learning", "everest"]
 # Named on their own in the card, or of no meaning to anyone but the run.

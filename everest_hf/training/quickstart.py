@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from ..data.synthetic import MotionVideos, write_motion_videos
-from ..files import PACKAGE
+from ..files import packaged
 from ..visualize import draw_curves
 from .logging import LOG, read_log
 from .recipe import Recipe, load_recipe
 
-# The recipes of the two stages; in a checkout this folder is a link to the recipes beside the package.
-RECIPES = PACKAGE / "recipes" / "quickstart"
+# The recipes of the two stages.
+RECIPES = packaged("recipes/quickstart")
 
 
 def write_videos(folder: str | Path = "data/motion") -> Path:

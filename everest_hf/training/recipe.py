@@ -16,7 +16,7 @@ import yaml
 from ..configuration_everest import TASKS, EverestConfig, Task
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
-from ..files import PACKAGE
+from ..files import packaged
 from ..inference.loading import model_folder
 from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
@@ -327,8 +327,8 @@ YamlLoader.add_implicit_resolver(
 
 
 def _read_yaml(path: str | Path) -> dict:
-    packaged = PACKAGE / path
-    file = packaged if packaged.is_file() and not Path(path).exists() else Path(path)
+    file = Path(path) if Path(path).exists() else packaged(path)
+    file = file if file.is_file() else Path(path)
     try:
         values = yaml.load(file.read_text(), YamlLoader)
     except FileNotFoundError:

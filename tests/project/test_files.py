@@ -1,7 +1,10 @@
 """Files that are whole or absent: their permissions, and that they are on the disk before they have their names."""
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from safetensors.torch import save_file
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli
 from everest_hf.data.synthetic import MotionVideos, write_motion_videos
-from everest_hf.files import printable, put_in_place, write_whole
+from everest_hf.files import PACKAGE, printable, put_in_place, write_whole
 
 
 @pytest.fixture
@@ -115,3 +118,27 @@ def test_a_set_of_videos_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
 def test_what_steers_a_terminal_is_escaped():
     assert printable("é 日本\u3000👩\u200d🔬 a_b") == "é 日本\u3000👩\u200d🔬 a_b"
     assert printable("\x1b[2J\x9b\r\n\t\x7f\0\u2028\u202e\udce9") == r"\x1b[2J\x9b\r\n\t\x7f\x00\u2028\u202e\udce9"
+
+
+FROM_A_CHECKOUT = """
+from everest_hf.hub.card import TEMPLATE
+from everest_hf.training.quickstart import RECIPES
+from everest_hf.training.recipe import load_recipe
+print(load_recipe("recipes/ucf101/pretrain.yaml", {"train": "videos"}).epochs, (RECIPES / "pretrain.yaml").is_file())
+print(TEMPLATE.read_text()[:3])
+"""
+
+
+def test_a_checkout_without_links_has_its_recipes(tmp_path):
+    """As Git writes it where links do not work: a file with the target in the place of each."""
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    shutil.copytree(PACKAGE, checkout / "everest_hf", ignore=shutil.ignore_patterns("recipes", "*.md", "__pycache__"))
+    shutil.copytree(PACKAGE / "recipes", checkout / "recipes")
+    shutil.copy(PACKAGE / "model_card.md", checkout)
+    for name in ("recipes", "model_card.md"):
+        (checkout / "everest_hf" / name).write_text(f"../{name}")
+    elsewhere.mkdir()
+    command = [sys.executable, "-c", FROM_A_CHECKOUT]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["3200 True", "---"], done.stderr
