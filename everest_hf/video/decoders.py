@@ -193,6 +193,11 @@ def _reader_class() -> type:
     try:
         ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]  # it is meant to be constant
         import decord
+    except (ImportError, OSError, RuntimeError):
+        raise ValueError(
+            "video backend decord cannot be loaded; it needs the package decord2 (pip install decord2), which not every "
+            f"system has; the others are {', '.join(name for name in BACKENDS if name != 'decord')}"
+        ) from None
     finally:
         ctypes.RTLD_GLOBAL = everywhere  # type: ignore[misc]
     decord.logging.set_level(decord.logging.QUIET)
@@ -244,6 +249,8 @@ def decoders_of(backend: str) -> tuple[type[Decoder], ...]:
         raise ValueError(f"video backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if backend == "torchcodec":
         _torchcodec()
+    if backend == "decord":
+        _reader_class()
     if backend != "auto":
         return DECODERS[backend], SequentialDecoder
     return DECODERS["pyav"], *([DECODERS["torchcodec"]] if torchcodec_loads() else []), SequentialDecoder

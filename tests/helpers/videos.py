@@ -1,6 +1,7 @@
 """Real video files for the tests, written with PyAV when a test asks for them."""
 
 import importlib.metadata
+import importlib.util
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,10 @@ FORMATS = {
 TORCHCODEC = pytest.param(
     "torchcodec", marks=pytest.mark.skipif(not torchcodec_loads(), reason="torchcodec or FFmpeg is not installed")
 )
-BACKENDS = ("decord", "pyav", TORCHCODEC)
+DECORD = pytest.param(
+    "decord", marks=pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord2 is not installed")
+)
+BACKENDS = (DECORD, "pyav", TORCHCODEC)
 
 
 def moving_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:

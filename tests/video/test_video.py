@@ -407,10 +407,21 @@ def test_unknown_backend_is_named(tmp_path):
 @pytest.fixture
 def fresh_backends():
     """What is known of decoders is found out anew, in the test and after it."""
-    known = decoders.torchcodec_loads, decoders._torchcodec
+    known = decoders.torchcodec_loads, decoders._torchcodec, decoders._reader_class
     [function.cache_clear() for function in known]
     yield
     [function.cache_clear() for function in known]
+
+
+def test_decord_that_is_not_installed(tmp_path, monkeypatch, fresh_backends):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    path = write_clip(tmp_path / "clip.mp4")
+    with pytest.raises(
+        ValueError, match=r"^video backend decord cannot be loaded; .*auto, pyav, torchcodec$"
+    ) as caught:
+        probe(path, backend="decord")
+    assert not isinstance(caught.value, VideoError)  # no fault of the video
+    assert probe(path).num_frames == probe(path, backend="pyav").num_frames == 20
 
 
 def test_torchcodec_that_is_not_installed(tmp_path, monkeypatch, fresh_backends):
