@@ -24,6 +24,9 @@ def add_parser(commands) -> None:
         f"{PROGRAM} convert MCG-NJU/videomae-base-finetuned-kinetics everest-base --keep-ratio 0.6",
     )
     parser.add_argument("source", metavar="SOURCE", help=".pth file, folder of a Transformers VideoMAE, or Hub id")
+    parser.add_argument(
+        "--to", choices=("everest", "videomae"), default="everest", help="videomae: SOURCE is a checkpoint of EVEREST"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens kept in inference")
     parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip, where the source does not tell")
@@ -36,10 +39,16 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert a checkpoint and print the report."""
-    from ..convert import convert_checkpoint
+    from ..convert import convert_checkpoint, convert_to_videomae
     from ..inference.loading import model_folder
 
     source = str(model_folder(args.source))
+    if args.to == "videomae":
+        given = [name for name in (*CONVERT_FIELDS, "labels") if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for a conversion to everest, not --to videomae")
+        print_text(str(convert_to_videomae(source, args.out)))
+        return 0
     overrides = {name: getattr(args, name) for name in CONVERT_FIELDS if getattr(args, name) is not None}
     if args.image_size and len(args.image_size) == 1:
         overrides["image_size"] = args.image_size[0]

@@ -60,12 +60,12 @@ def convert_checkpoint(source: str, out: str | os.PathLike, **config_overrides) 
         FileNotFoundError, ValueError: as in `load_converted`.
     """
     out = Path(out)
-    _check_free(out)
+    check_free(out)
     read = read_source(source)
     cls = MODEL_OF_TASK[read.task]
     model, report = _build(cls, read, config_overrides)
     processor = EverestVideoProcessor.from_config(model.config, **read.processor_fields)
-    _save_atomically(out, model, processor)
+    save_atomically(out, model, processor)
     report.out = str(out)
     return report
 
@@ -90,7 +90,7 @@ def _build(cls, source: Source, overrides: dict, may_replace_head: bool = False,
 # ----------------------------------------------------------------------------------------------------- configuration
 
 # Heads cannot be read off the weights. These are the sizes that exist, encoder and decoder.
-_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
+_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 
 _LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
@@ -336,14 +336,14 @@ def _report(source: Source, model, account: Account, overrides: dict) -> Convers
     )
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out}: is not empty; give a new folder")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; give a folder")
 
 
-def _save_atomically(out: Path, model, processor) -> None:
+def save_atomically(out: Path, model, processor) -> None:
     """Write aside, on the same disk, and rename: a folder that is there is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:

@@ -37,6 +37,21 @@ TRANSFORMERS_NAMES = (
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
 )
+# The way back: from EVEREST's names to those of Transformers' VideoMAE.
+NAMES_OF_VIDEOMAE = (
+    (r"^everest\.embeddings\.projection\.", "videomae.embeddings.patch_embeddings.projection."),
+    (r"^everest\.encoder\.layers\.", "videomae.encoder.layer."),
+    (r"^everest\.layernorm\.", "videomae.layernorm."),
+    (r"^decoder\.projection\.", "encoder_to_decoder."),
+    (r"^decoder\.mask_token$", "mask_token"),
+    (r"^decoder\.layers\.", "decoder.decoder_layers."),
+    (r"\.attention\.(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.attention\.output\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+)
 POSITION_TABLE = re.compile(r"(.*\.)?(pos_embed|position_embeddings)")
 PROJECTION = "everest.embeddings.projection.weight"
 QKV = ".attention.qkv.weight"

@@ -76,6 +76,8 @@ def _read_official(path: Path) -> Source:
     tensors = _without_wrapper(tensors)
     if any("patch_embeddings.projection" in key for key in tensors):
         raise ValueError(f"{path}: has the names of Transformers' VideoMAE; give its folder, with config.json")
+    if hasattr(content.get("args"), "use_cls_token"):  # of all projects with these names, MVD alone has this argument
+        raise ValueError(f"{path}: is of MVD, whose table of positions is not the one of VideoMAE and EVEREST")
     source = _renamed(str(path), "official", tensors, OFFICIAL_NAMES)
     source.set_aside = set_aside
     source.config_fields, source.processor_fields = _fields_of_arguments(content.get("args"))
@@ -121,7 +123,8 @@ def _read_config(folder: Path, name: str) -> dict:
     if model_type == EverestConfig.model_type:
         raise ValueError(f"{name}: is an EVEREST checkpoint already; load it with from_pretrained")
     if model_type != VideoMAEConfig.model_type:
-        raise ValueError(f"{path}: model_type is {model_type!r}; expected {VideoMAEConfig.model_type!r}")
+        why = ": V-JEPA 2 is another architecture, with rotary positions" if model_type == "vjepa2" else ""
+        raise ValueError(f"{path}: model_type is {model_type!r}; expected {VideoMAEConfig.model_type!r}{why}")
     return config
 
 

@@ -7,8 +7,10 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import torch
+from helpers.tiny import tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoImageProcessor,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     VideoMAEConfig,
@@ -20,8 +22,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification, EverestModel
-from everest_hf.convert import convert_checkpoint
+from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification, EverestModel, cli
+from everest_hf.convert import convert_checkpoint, convert_to_videomae
 from everest_hf.modeling_everest import sincos_table
 from everest_hf.video_processing_everest import EverestVideoProcessor
 
@@ -352,7 +354,7 @@ def test_sizes_and_defaults_of_an_official_file(tmp_path, autoencoder):
 
 @pytest.mark.parametrize(
     ("width", "heads", "decoder_width", "decoder_heads"),
-    [(384, 6, 192, 3), (768, 12, 384, 6), (1024, 16, 512, 8), (1280, 16, 640, 8)],
+    [(384, 6, 192, 3), (768, 12, 384, 6), (1024, 16, 512, 8), (1280, 16, 640, 8), (1408, 16, 512, 8)],
 )
 def test_official_sizes_are_known(tmp_path, width, heads, decoder_width, decoder_heads):
     sizes = {
@@ -686,6 +688,11 @@ def test_a_folder_of_videomae_is_no_checkpoint_of_everest(tmp_path, classifier):
     assert own_type.from_dict(EverestConfig(keep_ratio=0.5).to_dict()).keep_ratio == 0.5
 
 
+def test_a_file_of_mvd_is_refused(tmp_path, classifier):
+    path = training_file(official_names(classifier), tmp_path / "mvd.pth", use_cls_token=False)
+    assert "mvd.pth: is of MVD, whose table of positions is not the one of VideoMAE and EVEREST" in message_of(path)
+
+
 def test_folders_that_are_no_checkpoints(tmp_path, classifier):
     saved(classifier, tmp_path / "good")
 
@@ -706,6 +713,7 @@ def test_folders_that_are_no_checkpoints(tmp_path, classifier):
     assert f"no config.json in this folder; give the file itself: {folder / 'run.pth'}" in message_of(folder)
 
     assert "model_type is 'vivit'; expected 'videomae'" in message_of(spoilt("vivit", model_type="vivit"))
+    assert "expected 'videomae': V-JEPA 2 is another" in message_of(spoilt("vjepa", model_type="vjepa2"))
     assert "config.json: " in message_of(spoilt("wrong", hidden_size="wide"))
     assert "patch_size is [8, 4]; EVEREST has square patches" in message_of(spoilt("oblong", patch_size=[8, 4]))
     EverestForVideoClassification(EverestConfig(num_hidden_layers=1)).config.save_pretrained(tmp_path / "everest")
@@ -724,3 +732,60 @@ def test_folders_that_are_no_checkpoints(tmp_path, classifier):
     assert "pytorch_model.bin: is no state dict: 'state_dict' is no tensor" in message_of(folder)
     (folder / "config.json").write_text("{")
     assert "config.json: is not JSON" in message_of(folder)
+
+
+# ------------------------------------------------------------------------------------------------- back to VideoMAE
+
+
+@pytest.mark.parametrize(
+    ("cls", "overrides"),
+    [
+        (VideoMAEForVideoClassification, {"use_mean_pooling": True, "layer_norm_eps": 1e-3}),
+        (VideoMAEForVideoClassification, {"use_mean_pooling": False, "qkv_bias": False}),
+        (VideoMAEForPreTraining, {"use_mean_pooling": False, "norm_pix_loss": False}),
+        (VideoMAEModel, {"use_mean_pooling": False}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_there_and_back(tmp_path, capsys, cls, overrides):
+    original = videomae(cls, **overrides)
+    assert cli.main(["convert", str(saved(original, tmp_path / "videomae")), str(tmp_path / "everest")]) == 0
+    assert cli.main(["convert", str(tmp_path / "everest"), str(tmp_path / "back"), "--to", "videomae"]) == 0
+    said = capsys.readouterr().out.split("source")[-1]
+    back, info = cls.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+    assert ("keep_ratio 0.6 is 1" in said) is (cls is not VideoMAEForPreTraining)
+    given = {"bool_masked_pos": masks()} if cls is VideoMAEForPreTraining else {}
+    with torch.no_grad():
+        ours, theirs = back.eval()(clips(), **given)[0], original(clips(), **given)[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert {name: getattr(back.config, name) for name in SIZES} == SIZES
+    assert back.config.id2label == original.config.id2label
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "back")
+    frames = [torch.randint(256, (3, 50, 70), dtype=torch.uint8) for _ in range(12)]
+    assert processor(frames, return_tensors="pt")["pixel_values"].shape == (1, 12, 3, 24, 40)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"attentive_pooling": True}, "attentive_pooling is true; VideoMAE has no pooling by attention"),
+        ({"frame_oversampling": 1.5}, "frame_oversampling is 1.5; VideoMAE chooses no frames"),
+    ],
+    ids=str,
+)
+def test_what_videomae_has_no_place_for_is_refused(tmp_path, overrides, message):
+    EverestForVideoClassification(tiny_config(**overrides)).save_pretrained(tmp_path / "everest")
+    with pytest.raises(ValueError, match=f"everest: {message}$"):
+        convert_to_videomae(tmp_path / "everest", tmp_path / "out")
+    EverestForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(ValueError, match=r"image_mean is \[0.4, 0.5, 0.6\]; the loss of VideoMAE is for \[0.485, "):
+        convert_to_videomae(tmp_path / "pretrained", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_other_direction_are_refused(tmp_path, capsys, classifier):
+    EverestForVideoClassification.from_videomae(saved(classifier, tmp_path / "a")).save_pretrained(tmp_path / "b")
+    arguments = [str(tmp_path / "b"), str(tmp_path / "c"), "--to", "videomae", "--keep-ratio", "0.5"]
+    assert cli.main(["convert", *arguments]) != 0
+    assert "--keep-ratio is for a conversion to everest, not --to videomae" in capsys.readouterr().err
