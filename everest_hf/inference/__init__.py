@@ -8,6 +8,7 @@ Load it (loading.py), find the videos that are named (sources.py), read them in 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
 from .embed import embed_videos, feature_function
 from .features import read_features
+from .grid import tokens_to_grid
 from .loading import (
     CLASSIFICATION,
     FEATURES,
@@ -45,6 +46,7 @@ __all__ = [
     "read_view",
     "search",
     "to_uint8",
+    "tokens_to_grid",
     "top_labels",
     "write_predictions",
 ]
