@@ -62,14 +62,19 @@ def start_worker(worker: int) -> None:
 
 def _outlive_sigterm() -> None:
     """Let a decoding process live on when SIGTERM goes to the whole run: the training process saves, then ends it."""
-    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says, daemon=True).start()
 
 
 def _end_when_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    if hasattr(signal, "sigwaitinfo"):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+    else:
+        # A Mac does not tell who sends it. The first may be for the whole run; PyTorch, and then Python, ask again.
+        for _ in range(2):
+            signal.sigwait({signal.SIGTERM})
     os._exit(0)
 
 

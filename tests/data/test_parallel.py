@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from everest_hf.data.workers import LostProcess, map_videos, naming_lost_workers, num_cores, run_in_processes
+from everest_hf.data.workers import (
+    LostProcess,
+    map_videos,
+    naming_lost_workers,
+    num_cores,
+    run_in_processes,
+    start_worker,
+)
 from everest_hf.video import VideoError
 
 
@@ -139,3 +146,25 @@ def test_a_worker_that_is_lost_while_an_object_is_deleted_prints_nothing(monkeyp
         Interrupted("DataLoader worker (pid 1) is killed by signal: Killed.")
         Interrupted("another fault")
     assert reported == ["another fault"]
+
+
+def start_and_wait(ready) -> None:
+    start_worker(0)
+    ready.send(True)
+    time.sleep(120)
+
+
+def test_where_nobody_tells_who_sends_sigterm_the_second_ends_a_decoding_process(monkeypatch):
+    """As on a Mac. The first may go to the whole run, which then needs its clips to save."""
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    mine, other = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=start_and_wait, args=(other,), daemon=True)
+    process.start()
+    assert mine.poll(120)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(0.5)
+    assert process.is_alive()
+    while process.is_alive():  # signals that wait are one
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(0.1)
+    assert process.exitcode == 0
