@@ -14,7 +14,15 @@ from .sources import WEB
 
 
 def evaluation_views(rows, model, processor, views: tuple[int, int], **options):
-    """Return the `VideoViews` of rows as the model's training evaluated them; views: segments x crops."""
+    """Return the `VideoViews` of rows as the model's training evaluated them; views: segments x crops.
+
+    Raises:
+        ValueError: the processor samples by seconds; views are in frames.
+    """
+    if processor.fps is not None:
+        raise ValueError(
+            f"the processor's fps is {processor.fps}; views are sampled by its frame_step, so fps must be null"
+        )
     return VideoViews(
         rows,
         model.config.frame_size,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -19,6 +20,7 @@ from transformers import AutoVideoProcessor, pipeline
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, video_processing_everest
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
+from everest_hf.inference import evaluation_views, read_view
 from everest_hf.video import TIME_LIMIT, read_frames
 
 
@@ -124,6 +126,17 @@ def test_fps_counts_in_seconds_of_the_video(clip, tmp_path):
         by_seconds(frames)
     with pytest.raises(ValueError, match=r"^fps is 5 and frame_step is 2; give one of them$"):
         processor(str(clip), fps=5, frame_step=2)
+
+
+def test_a_processor_by_seconds_reads_a_view_and_makes_no_views_in_frames(clip, tmp_path):
+    config = tiny_config()
+    processor = EverestVideoProcessor.from_config(config, fps=12.5)
+    view, places = read_view(processor, str(clip))
+    assert torch.equal(view, pixels(processor, str(clip)))
+    assert {b - a for a, b in pairwise(places)} == {2}
+    rows = load_videos(write_list(tmp_path / "list.txt", [(clip, 0)]))
+    with pytest.raises(ValueError, match=r"^the processor's fps is 12.5; views are sampled by its frame_step"):
+        evaluation_views(rows, EverestForVideoClassification(config), processor, (1, 1))
 
 
 SIZES = [40, (30, 50), {"height": 48, "width": 80}, {"height": 20, "width": 20}]
