@@ -12,7 +12,8 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 import train_accelerate
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli
-from everest_hf.training.recipe import load_recipe, parse_command_line
+from everest_hf.training.options import parse_command_line
+from everest_hf.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
