@@ -1,6 +1,7 @@
 """The quickstart: a small pre-training and a fine-tuning from it, on videos that it writes itself."""
 
 import json
+import shlex
 from pathlib import Path
 
 from ..data.synthetic import MotionVideos, write_motion_videos
@@ -40,7 +41,7 @@ def load_stages(options: dict) -> dict[str, Recipe]:
 
 
 def summarise(stages: dict[str, Recipe]) -> str:
-    """Draw the curves of both runs into one picture and say how it went and where everything is."""
+    """Draw the curves of both runs into one picture; say how it went, where everything is, and what to do next."""
     logs = {name: read_log(Path(recipe.output_dir) / LOG) for name, recipe in stages.items()}
     folder = Path(stages["finetune"].output_dir)
     curves = folder.parent / "curves.png"
@@ -57,5 +58,23 @@ def summarise(stages: dict[str, Recipe]) -> str:
             f"classifier          {folder}/model",
             f"curves              {curves}",
             f"kept tokens         {folder}/tokens.png",
+            "",
+            *_next_steps(stages),
         )
     )
+
+
+def _next_steps(stages: dict[str, Recipe]) -> list[str]:
+    """Say what to look at and to type after the quickstart; VIDEOS stands for what the user has."""
+    finetune = stages["finetune"]
+    clip = min(Path(str(finetune.train)).with_name("val").glob("*/*.mp4"))  # --val may name others
+    predict = ["everest-hf", "predict", str(clip), "--model", f"{finetune.output_dir}/model"]
+    own = ["recipes/quickstart/finetune.yaml", "--model", f"{stages['pretrain'].output_dir}/model"]
+    own += ["--train", "VIDEOS/train", "--val", "VIDEOS/val", "--output_dir", "runs/own"]
+    return [
+        "next",
+        f"look at             {finetune.output_dir}/tokens.png, the tokens of a clip that the model keeps",
+        f"predict a clip      {shlex.join(predict)}",
+        f"try your videos     accelerate launch train_accelerate.py {shlex.join(own)}",
+        "                    with VIDEOS/train/CLASS/*.mp4 and VIDEOS/val/CLASS/*.mp4",
+    ]
