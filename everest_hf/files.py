@@ -4,6 +4,7 @@ package and of runs.
 
 import csv
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -27,6 +28,7 @@ RUNS = Path("runs")
 LOCK = ".lock"
 # Characters that steer a terminal or a log, by category and by what they do to the direction of a text (Unicode).
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a table program takes for a formula
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
@@ -63,7 +65,7 @@ def write_whole(path: Path, write: Callable[[Path], object], place: Path | None 
         raise OSError(f"{path}: {error.strerror or error}") from error
 
 
-def write_table(path: Path, lines: Iterable[Sequence[str | int]]) -> None:
+def write_table(path: Path, lines: Iterable[Sequence]) -> None:
     """Write lines of cells as a .csv file, whole or not at all. A cell that begins as a formula does gets a ' before it."""
 
     def write(aside: Path) -> None:
@@ -73,19 +75,18 @@ def write_table(path: Path, lines: Iterable[Sequence[str | int]]) -> None:
     write_whole(path, write)
 
 
-def _as_cell(value: str | int) -> str | int:
-    """Return a value that a table program does not take for a formula: names that look like one get a ' before them."""
-    if isinstance(value, int) or not value.startswith(("=", "+", "-", "@", "\t", "\r")) or _is_number(value):
-        return value
-    return f"'{value}"
+def _as_cell(value):
+    """Return a value that a table program does not take for a formula: texts that look like one get a ' before them."""
+    looks_like_one = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"'{value}" if looks_like_one and not is_number(value) else value
 
 
-def _is_number(text: str) -> bool:
+def is_number(text) -> bool:
+    """Say whether a text is a finite number."""
     try:
-        float(text)
-    except ValueError:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
         return False
-    return True
 
 
 def put_in_place(aside: Path, path: Path) -> None:

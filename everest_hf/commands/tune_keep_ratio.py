@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
     views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
-    found = keep_ratio.tune_keep_ratio(model, views, batch_size=args.batch_size, num_workers=args.workers, **chosen)
-    summary = {"source": args.source, **found}
-    files = keep_ratio.write_report(Path(args.out), summary)
-    for bad in summary["unreadable"]:
-        print_error(f"{bad['video']}: {bad['reason']}")
+    options = {"source": args.source, "batch_size": args.batch_size, "num_workers": args.workers, **chosen}
+    found = keep_ratio.tune_keep_ratio(model, views, **options)
+    files = keep_ratio.write_report(Path(args.out), found)
+    for bad in found.unreadable:
+        print_error(f"{bad.video}: {bad.reason}")
     if args.json:
-        print_json(summary)
+        print_json(found.to_json())
     else:
-        print_text(f"{keep_ratio.as_text(summary)}\nreport         {', '.join(map(str, files))}")
-    return 1 if summary["unreadable"] else 0
+        print_text(f"{keep_ratio.as_text(found)}\nreport         {', '.join(map(str, files))}")
+    return 1 if found.unreadable else 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
-from ..files import printable
+from ..files import is_number, printable
 from ..video import TIME_LIMIT, Segment, VideoError
 from ..video.isolation import Overdue, call_within
 from ..video_processing_everest import read_fetched
@@ -316,16 +315,9 @@ def _label_lists(
 
 
 def _numbers(rows: list[Row]) -> list[float]:
-    wrong = [f"{row.where} ({row.label!r})" for row in rows if not _is_number(row.label)]
+    wrong = [f"{row.where} ({row.label!r})" for row in rows if not is_number(row.label)]
     refuse(wrong, "label is not a finite number; problem_type=regression takes 'path number'")
     return [float(row.label) for row in rows]
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except (TypeError, ValueError):
-        return False
 
 
 def is_integer(text: str) -> bool:

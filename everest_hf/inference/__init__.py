@@ -23,12 +23,15 @@ from .loading import (
 from .neighbours import label_figures, search
 from .predictions import Prediction, predicting, write_predictions
 from .sources import find_videos
+from .windows import Window, Windows, read_window
 
 __all__ = [
     "CLASSIFICATION",
     "FEATURES",
     "PRETRAINING",
     "Prediction",
+    "Window",
+    "Windows",
     "architecture_of",
     "check_classifier",
     "chosen_model",
@@ -44,6 +47,7 @@ __all__ = [
     "predicting",
     "read_features",
     "read_view",
+    "read_window",
     "search",
     "to_uint8",
     "tokens_to_grid",

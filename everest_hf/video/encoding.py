@@ -1,7 +1,7 @@
 """Writing H.264: frames as a file, and the frames of a video upright, in order and at even distances in time."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -131,11 +131,13 @@ def check_written(path: Path, count: int) -> None:
             raise OSError(errno.EIO, "it could not be written whole")
 
 
-def write_mp4(frames: np.ndarray, path: str | Path, fps: Fraction, **options: str) -> None:
-    """Write frames uint8 (T, H, W, 3), H and W even, as H.264; `options` are the encoder's, such as crf="18"."""
+def write_mp4(frames: Iterable[np.ndarray], path: str | Path, fps: Fraction, **options: str) -> None:
+    """Write frames, each uint8 (H, W, 3) with H and W even, as H.264; `options` are the encoder's, such as crf="18"."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.pix_fmt = "yuv420p"
         for frame in frames:
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

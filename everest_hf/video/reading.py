@@ -80,6 +80,14 @@ class _Video:
     def fps(self) -> float:
         return self.header.fps
 
+    def seconds_of(self, indices: Sequence[int]) -> list[float] | None:
+        """Return when the file shows the frames at `indices`, in seconds from its first; None where it does not tell."""
+        times, unit, fps = self.header.times, self.header.time_base, self.header.fps
+        places = [self.frames[i] for i in indices]
+        if times and unit and len(times) == self._decoder.num_frames:  # not so where an edit list hides frames
+            return [float((times[place] - times[0]) * unit) for place in places]
+        return [place / fps for place in places] if fps else None
+
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
         wanted = sorted(set(indices))

@@ -1,8 +1,8 @@
-"""Pictures: tokens that a model keeps (tokens.py), moving ones (animation.py), and charts of figures (charts.py)."""
+"""Pictures: the tokens that a model keeps (tokens.py), the same in motion (animation.py), and charts (charts.py)."""
 
-from .animation import kept_token_panels, reconstruction_panels, write_animation
+from .animation import kept_token_panels, reconstruction_panels, write_animation, write_windows
 from .charts import draw_confusion, draw_curves, draw_keep_ratios
-from .tokens import draw_kept_tokens, draw_reconstruction, take_slots
+from .tokens import draw_kept_tokens, draw_reconstruction, frame_titles, take_slots
 
 __all__ = [
     "draw_confusion",
@@ -10,8 +10,10 @@ __all__ = [
     "draw_keep_ratios",
     "draw_kept_tokens",
     "draw_reconstruction",
+    "frame_titles",
     "kept_token_panels",
     "reconstruction_panels",
     "take_slots",
     "write_animation",
+    "write_windows",
 ]

@@ -2,25 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from .figures import plt, save
 
-# What is drawn of a log: losses, and the main scores of each kind of fine-tuning.
+# The keys of a log that are drawn: losses, and the main scores of each kind of fine-tuning.
 LOSSES: tuple[str, ...] = ("loss", "val_loss")
 SCORES: tuple[str, ...] = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
-# Width of a cell of a confusion picture, and of a whole one, in inches.
+# Widths of a cell of a confusion picture and of the whole picture, in inches.
 LARGEST_CONFUSION_CELL, LARGEST_CONFUSION = 0.45, 13.0
 # The smallest letters that can be read, in points, of which an inch has 72.
 SMALLEST_FONT, POINTS_AN_INCH = 5.0, 72
 
 
 def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
-    """Draw the losses of each run, then the scores of each on held-out videos, where it has any.
+    """Draw a panel for the losses of each run, then one for the scores of each run that was evaluated.
 
-    logs: the lines of log.jsonl by the run's name.
+    logs: by the name of each run, the lines of its log.jsonl.
     """
     panels = [(f"{name}: loss", "loss", log, LOSSES) for name, log in logs.items()]
     panels += [
@@ -28,7 +29,7 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
         for name, log in logs.items()
         if any(key in line for line in log for key in SCORES)
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.5), squeeze=False, layout="constrained")
     for axis, (title, ylabel, log, keys) in zip(axes[0], panels, strict=True):
         for key in keys:
             points = [(line["step"], line[key]) for line in log if key in line]
@@ -42,43 +43,47 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
             axis.set_ylim(min(0, axis.get_ylim()[0]), 1.02)
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=8)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(keys), fontsize=8, frameon=False)
     save(figure, path)
 
 
-def draw_keep_ratios(rows: Sequence[dict], recommended: dict, path: str | Path) -> None:
+def draw_keep_ratios(results: Sequence[Any], recommended: Any, path: str | Path) -> None:
     """Draw accuracy, speed and operations over the keep ratio.
 
-    rows, recommended: as `everest_hf.evaluation.keep_ratio.tune_keep_ratio` returns them. The bars are the standard
-    errors of the differences from the most accurate ratio; what may be lost against it is shaded.
+    results, recommended: `RatioResult` and `Recommendation` of everest_hf.evaluation.keep_ratio. The bars are standard
+    errors of the differences from the most accurate ratio. The shaded band is the loss against it that is allowed.
     """
-    ratios = [row["keep_ratio"] for row in rows]
-    top1 = [100 * row["top1"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(13.8, 3.2), layout="constrained")
+    ratios = [result.keep_ratio for result in results]
+    top1 = [100 * result.top1 for result in results]
+    figure, axes = plt.subplots(1, 3, figsize=(13.8, 3.8), layout="constrained")
     accuracy, speed, work = axes
-    allowed = recommended["max_loss_points"]
-    best = top1[ratios.index(recommended["reference_keep_ratio"])]
-    accuracy.axhspan(best - allowed, best, alpha=0.2, color="C2", lw=0, label=f"at most {allowed:g} points lost")
-    errors = [row["standard_error_points"] for row in rows]
+    allowed = recommended.max_loss_points
+    best = top1[ratios.index(recommended.reference_keep_ratio)]
+    accuracy.axhspan(
+        best - allowed, best, alpha=0.2, color="C2", lw=0, label=f"allowed loss ({allowed:g} of 100 videos)"
+    )
+    errors = [result.standard_error_points for result in results]
     accuracy.errorbar(ratios, top1, errors, marker="o", markersize=3, capsize=3, label="top-1")
     accuracy.set(title="accuracy", ylabel="top-1 (%)")
-    speed.plot(ratios, [row["clips_per_second"] for row in rows], marker="o", markersize=3)
+    speed.plot(ratios, [result.clips_per_second for result in results], marker="o", markersize=3)
     speed.set(title="speed of the model", ylabel="clips a second", ylim=0)
-    work.plot(ratios, [row["gflops"] for row in rows], marker="o", markersize=3)
+    work.plot(ratios, [result.gflops for result in results], marker="o", markersize=3)
     work.set(title="operations", ylabel="GFLOPs a clip", ylim=0)
     for axis in axes:
-        axis.axvline(recommended["keep_ratio"], color="C3", linestyle="--", lw=1, label="recommended")
+        axis.axvline(recommended.keep_ratio, color="C3", linestyle="--", lw=1, label="recommended")
         axis.set(xlabel="keep ratio")
         axis.grid(alpha=0.3)
-    accuracy.legend(fontsize=8)
+    figure.legend(
+        *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     save(figure, path)
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], columns: Sequence[str], path: str | Path) -> None:
-    """Draw counts of videos (classes, columns) as shares of their row: a row a class, a column a predicted class.
+    """Draw a confusion matrix: a row for each class, a column for each predicted class, coloured by shares of the row.
 
-    names, columns: those of the rows and of the columns, of which there may be more. The counts are written into the
-    cells where there is room for them, and the names are left out where there is none.
+    counts: (classes, columns), of videos. names, columns: what rows and columns are called; there may be more columns.
+    Cells show their counts, and rows and columns their names, where there is room.
     """
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(max(LARGEST_CONFUSION_CELL * len(names), 3.0), LARGEST_CONFUSION)  # inches
@@ -87,7 +92,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], columns: Sequence[s
     has_names = font >= SMALLEST_FONT
     margin = max(map(len, columns)) * font * 0.6 / POINTS_AN_INCH if has_names else 0.0  # a letter is as wide as 0.6
     figure, axis = plt.subplots(figsize=(side + margin + 1.5, side + margin + 0.5), layout="constrained")
-    # Few videos of many are to be seen, too.
+    # The square root makes small shares visible.
     image = axis.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1))
     axis.set(xlabel="predicted", ylabel="class of the video")
     if has_names:

@@ -1,4 +1,4 @@
-"""What all pictures share: they are drawn without a display, and written to a file."""
+"""What all pictures share: matplotlib draws them without a display and writes them to a file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ __all__ = ["plt", "save"]
 
 
 def save(figure, path: str | Path) -> None:
-    """Write a figure under `path`, whose folder is made where it is not there, and close it."""
+    """Write a figure to the file `path`, make the file's folder if need be, and close the figure."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

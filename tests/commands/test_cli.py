@@ -30,6 +30,7 @@ from everest_hf import (
     cli,
     inference,
     video_processing_everest,
+    visualize,
 )
 from everest_hf.commands.visualize import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
@@ -383,6 +384,30 @@ def test_moving_pictures(clip, request, tmp_path, capsys, suffix, kind):
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == TINY["num_frames"]
     assert tuple(WRITERS) == ANIMATION_SUFFIXES
+
+
+def test_a_moving_picture_of_the_whole_video(clip, finetuned, tmp_path, capsys):
+    """Windows of 12 of every third frame: 0 to 33, and the last, 14 to 47, of which six frames are new."""
+    path = tmp_path / "out.mp4"
+    out = run_well(capsys, "visualize", clip, "-o", path, "--model", finetuned, "--all")
+    assert out == f"{path}: 2 clips, of each 27 of 60 tokens kept\n"
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 12 + 5
+
+
+def test_a_picture_starts_where_it_is_told_to(clip, finetuned, tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(visualize, "draw_kept_tokens", lambda *args, **titles: drawn.append(titles))
+    run_well(capsys, "visualize", clip, "-o", tmp_path / "a.png", "--model", finetuned, "--start", 0.2)
+    (titles,) = drawn
+    assert titles["frame_numbers"] == list(range(5, 41, 3))
+    assert titles["seconds"] == pytest.approx([frame / 25 for frame in titles["frame_numbers"]])
+    command = ["visualize", clip, "--model", finetuned, "-o"]
+    assert_refused(capsys, *command, "a.png", "--start", -1, culprit="--start is -1; it must be 0 seconds or more")
+    assert_refused(
+        capsys, *command, "a.png", "--all", culprit="a.png: a picture shows one clip; with --all, end it in "
+    )
+    assert_refused(capsys, *command, "a.png", "--start", 9, culprit=f"{clip}: shows no frame at 9 s or later")
 
 
 def test_real_clips_are_drawn_with_both_kinds_of_model(finetuned, pretrained, tmp_path, capsys):

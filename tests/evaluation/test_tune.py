@@ -19,7 +19,7 @@ from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.evaluation import keep_ratio as tune
 from everest_hf.evaluation.evaluate import evaluate_model
-from everest_hf.evaluation.keep_ratio import paired_difference, recommend, tune_keep_ratio
+from everest_hf.evaluation.keep_ratio import Comparison, RatioResult, paired_difference, recommend, tune_keep_ratio
 from everest_hf.training.loaders import build_val_loader
 from everest_hf.training.recipe import load_recipe
 
@@ -112,7 +112,7 @@ def test_figures_are_those_of_an_evaluation_at_that_keep_ratio(place, segments, 
     source = place / "val"
     model = EverestForVideoClassification.from_pretrained(place / "run" / "model")
     views = views_of(load_videos(source, class_names=CLASSES), model.config, num_segments=segments, num_crops=crops)
-    found = tune_keep_ratio(model, views, ratios=[1.0, 0.1, 0.3, 0.1], batch_size=6, num_workers=0)
+    found = tune_keep_ratio(model, views, ratios=[1.0, 0.1, 0.3, 0.1], batch_size=6, num_workers=0).to_json()
     assert [row["keep_ratio"] for row in found["ratios"]] == RATIOS
     for row in found["ratios"]:
         expected = evaluated(place, source, row["keep_ratio"], segments, crops)
@@ -211,10 +211,21 @@ def test_a_difference_is_not_certain_where_all_answers_are_equal():
     assert paired_difference(*answers(both=98, first=0, second=0, neither=0)) == (0, 1)
 
 
-def rows_of(*points: tuple[float, float, float]) -> list[dict]:
-    """Rows of (keep ratio, difference, standard error)."""
+def rows_of(*points: tuple[float, float, float]) -> list[RatioResult]:
+    """Results of (keep ratio r, difference, standard error) at 100 / r clips a second."""
     return [
-        {"keep_ratio": ratio, "difference_points": difference, "standard_error_points": error}
+        RatioResult(
+            keep_ratio=ratio,
+            tokens=60,
+            gflops=ratio,
+            clips_per_second=100 / ratio,
+            loss=0.5,
+            top1=0.9 + difference / 100,
+            top5=1.0,
+            mean_class_accuracy=0.9,
+            difference_points=difference,
+            standard_error_points=error,
+        )
         for ratio, difference, error in points
     ]
 
@@ -234,7 +245,7 @@ def rows_of(*points: tuple[float, float, float]) -> list[dict]:
 def test_the_smallest_ratio_is_recommended_from_which_all_hold_up_to_the_most_accurate(differences, max_loss, ratio):
     errors = [1.0 if difference else 0.0 for difference in differences]
     rows = rows_of(*zip((0.1, 0.3, 0.6, 1.0), differences, errors, strict=True))
-    assert recommend(rows, 500, max_loss)["keep_ratio"] == ratio
+    assert recommend(rows, 500, max_loss).keep_ratio == ratio
 
 
 def test_a_loss_that_is_just_allowed_is_allowed():
@@ -247,35 +258,39 @@ def test_a_loss_that_is_just_allowed_is_allowed():
 def test_how_certain_a_recommendation_is():
     rows = rows_of((0.1, -3.0, 0.1), (0.3, -0.8, 0.5), (0.6, 0.0, 0.4), (1.0, 0.0, 0.0))
     found = recommend(rows, 200, 1.0)
-    assert (found["keep_ratio"], found["is_certain"], found["certain_keep_ratio"]) == (0.3, False, 0.6)
-    assert found["loss_bound_points"] == pytest.approx(0.8 + 1.644854 * 0.5)
-    assert found["videos_needed"] == 136  # 200 * (1.644854 * 0.5) ** 2 = 135.3
+    assert (found.keep_ratio, found.is_certain, found.certain_keep_ratio) == (0.3, False, 0.6)
+    assert found.loss_bound_points == pytest.approx(0.8 + 1.644854 * 0.5)
+    assert found.videos_needed == 136  # 200 * (1.644854 * 0.5) ** 2 = 135.3
     found = recommend(rows, 200, 2.0)
-    assert (found["keep_ratio"], found["is_certain"], found["certain_keep_ratio"]) == (0.3, True, 0.3)
+    assert (found.keep_ratio, found.is_certain, found.certain_keep_ratio) == (0.3, True, 0.3)
     few = recommend(rows_of((0.5, 0.0, 5.0), (1.0, 0.0, 0.0)), 18, 1.0)
-    assert (few["keep_ratio"], few["is_certain"], few["certain_keep_ratio"]) == (0.5, False, 1.0)
-    assert few["videos_needed"] == 1218  # 18 * 8.22427 ** 2 = 1217.5
+    assert (few.keep_ratio, few.is_certain, few.certain_keep_ratio) == (0.5, False, 1.0)
+    assert few.videos_needed == 1218  # 18 * 8.22427 ** 2 = 1217.5
 
 
-def said_of(rows: list[dict], num_videos: int, max_loss: float, frame_oversampling: float = 1.0) -> dict[str, str]:
-    """The lines below the table by their first words, for rows that keep ratio r runs at 100 / r clips a second."""
-    costs = [{"tokens": 60, "gflops": r["keep_ratio"], "clips_per_second": 100 / r["keep_ratio"]} for r in rows]
-    scores = [{"top1": 0.9 + r["difference_points"] / 100, "top5": 1.0} for r in rows]
-    summary = {
-        "videos": num_videos,
-        "views": [1, 1],
-        "unreadable": [],
-        "model": "m",
-        "model_keep_ratio": 0.6,
-        "frame_oversampling": frame_oversampling,
-        "device": "cpu",
-        "dtype": "float32",
-        "clips_per_batch": 8,
-        "read_clips_per_second": 50.0,
-        "ratios": [row | cost | score for row, cost, score in zip(rows, costs, scores, strict=True)],
-        "recommended": recommend(rows, num_videos, max_loss),
-    }
-    lines = tune.as_text(summary).splitlines()[4 + len(rows) :]
+def said_of(
+    results: list[RatioResult], num_videos: int, max_loss: float, frame_oversampling: float = 1.0
+) -> dict[str, str]:
+    """The lines below the table by their first words."""
+    comparison = Comparison(
+        source="val",
+        date="",
+        versions={},
+        model="m",
+        model_keep_ratio=0.6,
+        frame_oversampling=frame_oversampling,
+        device="cpu",
+        threads=1,
+        dtype="float32",
+        videos=num_videos,
+        views=[1, 1],
+        clips_per_batch=8,
+        read_clips_per_second=50.0,
+        ratios=results,
+        recommended=recommend(results, num_videos, max_loss),
+        unreadable=[],
+    )
+    lines = tune.as_text(comparison).splitlines()[4 + len(results) :]
     return {line[:15].strip(): line[15:] for line in lines}
 
 
@@ -310,11 +325,12 @@ def test_results_that_are_kept_can_be_read_and_drawn(tmp_path):
     results = sorted((ROOT / "benchmarks" / "results").glob("keep-ratio-*.json"))
     assert results
     for path in results:
-        summary = json.loads(path.read_text())
-        recommended = summary["recommended"]
-        assert recommended == recommend(summary["ratios"], summary["videos"], recommended["max_loss_points"])
-        assert tune.as_text(summary) in (ROOT / "docs" / "keep-ratio.md").read_text()
-        assert all(file.stat().st_size for file in tune.write_report(tmp_path, summary))
+        stored = json.loads(path.read_text())
+        found = Comparison.from_json(stored)
+        assert found.recommended == recommend(found.ratios, found.videos, found.recommended.max_loss_points)
+        assert tune.as_text(found) in (ROOT / "docs" / "keep-ratio.md").read_text()
+        assert all(file.stat().st_size for file in tune.write_report(tmp_path, found))
+        assert json.loads((tmp_path / tune.JSON).read_text()) == stored
 
 
 def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys, monkeypatch):

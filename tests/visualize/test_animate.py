@@ -1,12 +1,23 @@
 """Moving pictures: what the panels show, and files that players open."""
 
 import av
+import numpy as np
 import pytest
 import torch
 from helpers.tiny import tiny_config
 from PIL import Image
 
-from everest_hf.visualize.animation import heat_map, kept_token_panels, reconstruction_panels, write_animation
+from everest_hf.visualize.animation import (
+    GAP,
+    HEAT,
+    TOP,
+    Canvas,
+    heat_map,
+    kept_token_panels,
+    reconstruction_panels,
+    write_animation,
+    write_windows,
+)
 
 
 @pytest.fixture
@@ -100,3 +111,37 @@ def test_another_suffix_is_refused(tmp_path, config):
     panels = {"clip": colourful(config.num_frames, config)}
     with pytest.raises(ValueError, match=r"kept.webp.*\.mp4, \.gif"):
         write_animation(panels, tmp_path / "kept.webp", fps=5)
+
+
+def test_windows_follow_one_another(tmp_path, config):
+    frames = colourful(config.num_frames, config)
+    windows = [({"clip": frames}, ["first"] * config.num_frames), ({"clip": frames[5:]}, [])]
+    write_windows(iter(windows), tmp_path / "clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert len(list(container.decode(video=0))) == config.num_frames + config.num_frames - 5
+
+
+def test_the_scores_have_axes_and_a_scale(config):
+    """The panel of the scores has ink left of it and below, and right of it all colours from the first to the last."""
+    panels = kept_token_panels(
+        colourful(config.num_frames, config), torch.arange(9), torch.rand(config.num_tokens), config
+    )
+    canvas = Canvas(panels)
+    height, width = canvas.shown[::-1]
+    pixels = torch.from_numpy(np.array(canvas.background)).int()  # (H, W, 3)
+    left, top = canvas.lefts[-1], TOP
+    assert (pixels[top : top + height, left - 40 : left - 8] < 100).any()
+    assert (pixels[top + height + 8 :, left : left + width] < 100).any()
+    scale = pixels[top + 2 : top + height - 2, left + width + GAP + 6].flip(0)  # (height - 4, 3)
+    ends = torch.tensor(HEAT([0.0, 1.0])[:, :3]) * 255
+    assert torch.stack([scale[0], scale[-1]]).float() == pytest.approx(ends, abs=20)
+    assert len(scale.unique(dim=0)) > 100
+
+
+def test_a_title_is_written_above_the_panels(config):
+    panels = {"clip": colourful(1, config)}
+    canvas = Canvas(panels)
+    with_title, without = (np.array(canvas.compose([panels["clip"][0]], title)) for title in ("frame 7, 0.28 s", ""))
+    changed = (with_title != without).any(axis=-1)
+    assert changed[:TOP].any()
+    assert not changed[TOP:].any()

@@ -7,7 +7,7 @@ from helpers.tiny import tiny_config
 from PIL import Image
 
 from everest_hf.modeling_everest import patchify
-from everest_hf.visualize import draw_confusion, draw_curves, draw_kept_tokens
+from everest_hf.visualize import charts, draw_confusion, draw_curves, draw_kept_tokens, frame_titles
 from everest_hf.visualize.tokens import grey_out, token_mask, unpatchify
 
 CONFIG = tiny_config()  # 4 slots of 3 frames, 3 x 5 places of 8 x 8 pixels
@@ -71,18 +71,41 @@ def test_kept_pixels_stay_and_the_others_fade_by_hand(clip):
     assert greyed.dtype == torch.uint8
     assert greyed.shape == clip.shape
     assert torch.equal(greyed[:3, :, :8, :8], clip[:3, :, :8, :8])
-    assert greyed[0, :, 0, 8].tolist() == [233, 233, 233]
+    assert greyed[0, :, 0, 8].tolist() == [120, 120, 120]  # a stripe, as x + y is a multiple of 4
+    clip[0, :, 0, 10] = torch.tensor([255, 255, 255])
+    assert grey_out(clip, kept)[0, :, 0, 10].tolist() == [233, 233, 233]
     assert greyed[0, :, 0, 9].tolist() == [170, 170, 170]
-    assert grey_out(clip, torch.zeros_like(kept))[0, :, 0, 0].tolist() == [185, 185, 185]
+    clip[0, :, 0, 1] = torch.tensor([30, 60, 90])
+    assert grey_out(clip, torch.zeros_like(kept))[0, :, 0, 1].tolist() == [185, 185, 185]
     outside = greyed.permute(0, 2, 3, 1)[~kept]  # (pixels, C)
     assert (outside == outside[:, :1]).all()  # no colour
-    assert outside.min() >= 170
+    stripes = outside == 120
+    assert stripes.float().mean() == pytest.approx(1 / 4, abs=0.02)
+    assert outside[~stripes].min() >= 170
+
+
+def test_dropped_tokens_show_in_a_clip_that_is_as_bright_as_faded_pixels():
+    clip = torch.full((FRAMES, 3, *SIZE), 227, dtype=torch.uint8)  # 227 / 4 + 170 is 226.75
+    greyed = grey_out(clip, token_mask(torch.tensor([0]), CONFIG))
+    assert greyed[:3, :, :8, :8].unique().tolist() == [227]
+    assert greyed[3:].unique().tolist() == [120, 226]
+
+
+def test_stripes_are_wider_apart_in_large_frames():
+    clip = torch.full((1, 3, 224, 224), 255, dtype=torch.uint8)
+    greyed = grey_out(clip, torch.zeros(1, 224, 224, dtype=torch.bool))
+    assert (greyed == 120).float().mean() == pytest.approx(1 / 8, abs=1e-3)
+
+
+def test_titles_have_times_where_they_are_known():
+    assert frame_titles([3, 12], [0.12, 0.4804]) == ["frame 3, 0.12 s", "frame 12, 0.48 s"]
+    assert frame_titles([3], None) == ["frame 3"]
 
 
 def test_grey_clips_of_one_channel():
     clip = torch.full((FRAMES, 1, *SIZE), 100, dtype=torch.uint8)
     greyed = grey_out(clip, token_mask(torch.tensor([0]), CONFIG))
-    assert set(greyed.flatten().tolist()) == {100, 195}
+    assert set(greyed.flatten().tolist()) == {100, 120, 195}
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
@@ -126,6 +149,21 @@ def test_curves_have_a_panel_for_each_run_and_for_accuracy(tmp_path):
         assert (pixels < 250).any(-1).mean() > 0.01
         widths.append(pixels.shape[1])
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.1)
+
+
+def test_the_legend_is_below_the_lines(tmp_path, monkeypatch):
+    """However the lines go: these fill all four corners."""
+    found = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: found.append(figure))
+    log = [{"step": s, "loss": float(s % 2), "val_loss": float(s % 2)} for s in range(50)]
+    draw_curves({"run": log}, tmp_path / "curves.png")
+    (figure,) = found
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    legend = axis.get_legend().get_window_extent()
+    assert not legend.overlaps(axis.get_window_extent())
+    assert figure.bbox.containsx(legend.x0)
+    assert figure.bbox.containsy(legend.y0)
 
 
 @pytest.mark.filterwarnings("error")
