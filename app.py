@@ -23,23 +23,31 @@ import torch
 from everest_hf.cost import clip_cost
 from everest_hf.data import VIDEO_SUFFIXES
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
-from everest_hf.inference import CLASSIFICATION, chosen_model, load_checkpoint, read_view, to_uint8, top_labels
+from everest_hf.inference import (
+    CLASSIFICATION,
+    Window,
+    chosen_model,
+    load_checkpoint,
+    read_window,
+    to_uint8,
+    top_labels,
+)
 from everest_hf.video import probe
 from everest_hf.video.encoding import Encoding, even_frames, transcode
 from everest_hf.video.isolation import Overdue, call_within
-from everest_hf.visualize import kept_token_panels, write_animation
+from everest_hf.visualize import frame_titles, kept_token_panels, write_animation
 
 LARGEST_FILE = 200 * 2**20  # bytes
 # Seconds that a request may take, and how many may wait for their turn.
 REQUEST_SECONDS, LONGEST_QUEUE = 60.0, 20
-# Seconds from one look for files of the page that are to be deleted to the next, and after which they are.
+# So often, in seconds, the page looks for its old files, and deletes those of this age.
 CACHE_SECONDS = (600, 3600)
-# What browsers play: suffix and codec. The rest is shown as H.264 of this size.
+# Browsers play these suffixes and codecs. The page shows other videos as H.264 of this size.
 PLAYED = {(".mp4", "h264"), (".m4v", "h264"), *((".webm", codec) for codec in ("vp8", "vp9", "av1"))}
 SHOWN = Encoding(short_side=360)
 SHOWN_LABELS = 5
-# Rounds of a measurement: those that do not count, and how many do, by how long they take.
-WARM_UP, LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 1, 1, 10, 2.0
+# Rounds of a measurement: the first do not count; then come at least and at most so many, fewer once this time is up.
+WARM_UP, LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 1, 3, 10, 2.0
 
 
 class Demo:
@@ -50,10 +58,10 @@ class Demo:
         self.model, self.processor = load_checkpoint(name, CLASSIFICATION)
 
     def run(self, video: str | None, keep_ratio: float) -> Iterator[tuple]:
-        """Yield once labels and scores at the keep ratio, the same of the dense model, the animation, and the figures.
+        """Yield once: labels and scores at the keep ratio, those of the dense model, the animation, and the figures.
 
-        Where there is no result, a message stands in the place of the figures, and nothing in the others. A generator,
-        as the page then has its own copy of the animation before the folder that it is written to is removed.
+        Without a result, a message takes the place of the figures, and the others are None. This is a generator, so
+        that the page copies the animation before its folder is removed.
         """
         with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
             if video is None:
@@ -63,22 +71,22 @@ class Demo:
             yield result or (None, None, None, message)
 
     def _classify(self, video: str, keep_ratio: float, folder: Path) -> tuple:
-        pixel_values = read_view(self.processor, video)[0]  # (1, T, C, H, W)
-        sparse, dense = self._measure(pixel_values, (keep_ratio, 1.0))
-        animation = self._animation(pixel_values, sparse, folder)
-        return self._labels(sparse), self._labels(dense), animation, _table(sparse, dense)
+        window = read_window(self.processor, video)
+        sparse, dense = self._measure(window.pixel_values, (keep_ratio, 1.0))
+        animation = self._animation(window, sparse, folder)
+        figures = f"{_looked_at(window)}\n\n{_table(sparse, dense)}"
+        return self._labels(sparse), self._labels(dense), animation, figures
 
     @torch.inference_mode()
     def _measure(self, pixel_values: torch.Tensor, keep_ratios: tuple[float, ...]) -> list[dict]:
-        """Classify at each keep ratio in turn, again and again, and say what it took: of the time, the median."""
+        """Classify at each keep ratio in turn, round by round, and return the logits, costs and median times."""
         pixel_values = pixel_values.to(self.model.device)
-        seconds: list[list[float]] = []
-        while len(seconds) < WARM_UP + LEAST_ROUNDS or (
-            len(seconds) < MOST_ROUNDS and sum(map(sum, seconds)) < ENOUGH_SECONDS
-        ):
-            outputs, times = zip(*(self._timed(pixel_values, ratio) for ratio in keep_ratios), strict=True)
-            seconds.append(list(times))
-        medians = [statistics.median(times) for times in zip(*seconds[WARM_UP:], strict=True)]
+        for _ in range(WARM_UP):
+            outputs = [self._timed(pixel_values, ratio)[0] for ratio in keep_ratios]
+        rounds: list[list[float]] = []
+        while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and sum(map(sum, rounds)) < ENOUGH_SECONDS):
+            rounds.append([self._timed(pixel_values, ratio)[1] for ratio in keep_ratios])
+        medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
         return [
             {
                 "logits": output.logits.float().cpu(),
@@ -86,12 +94,13 @@ class Demo:
                 "tokens": output.kept_ids.shape[1],
                 "gflops": clip_cost(self.model.config, "inference", keep_ratio=ratio).total / 1e9,
                 "milliseconds": 1000 * median,
+                "rounds": len(rounds),
             }
             for ratio, output, median in zip(keep_ratios, outputs, medians, strict=True)
         ]
 
     def _timed(self, pixel_values: torch.Tensor, keep_ratio: float):
-        """Return the output and the seconds that it took; a transfer waits for the device."""
+        """Return the output and the seconds that it took; copying the logits waits for the device."""
         start = time.perf_counter()
         output = self.model(pixel_values, keep_ratio=keep_ratio)
         output.logits.cpu()
@@ -101,31 +110,32 @@ class Demo:
         return dict(top_labels(measured["logits"], self.model.config, SHOWN_LABELS))
 
     @torch.inference_mode()
-    def _animation(self, pixel_values: torch.Tensor, sparse: dict, folder: Path) -> str:
+    def _animation(self, window: Window, sparse: dict, folder: Path) -> str:
         """Write the kept tokens as a video into a folder and return its path."""
         embeddings = self.model.everest.embeddings
-        embedded = embeddings(pixel_values.to(self.model.device), keep_ratio=sparse["keep_ratio"], output_scores=True)
+        pixel_values = window.pixel_values.to(self.model.device)
+        embedded = embeddings(pixel_values, keep_ratio=sparse["keep_ratio"], output_scores=True)
         slots = None if embedded.slots is None else embedded.slots[0]
         panels = kept_token_panels(
-            to_uint8(pixel_values[0], self.processor),
+            to_uint8(window.pixel_values[0], self.processor),
             embedded.kept_ids[0],
             embedded.scores[0],
             self.model.config,
             slots,
         )
         path = folder / "kept-tokens.mp4"
-        write_animation(panels, path)
+        write_animation(panels, path, titles=frame_titles(window.frames, window.seconds))
         return str(path)
 
 
 def show(video: str | None) -> Iterator[tuple[str | None, str]]:
-    """Yield once the path of a video that browsers play and shows what `video` does, and a message where there is none."""
+    """Yield once the path of a copy of `video` that browsers play, and a message, which is empty unless it failed."""
     with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
         yield (None, "") if video is None else _answer(video, _playable, video, Path(folder))
 
 
 def _playable(video: str, folder: Path) -> str:
-    """Return the path of a video, or of what is written into the folder where browsers do not play it."""
+    """Return the path of a video, or of a copy in the folder if browsers do not play the video itself."""
     if (Path(video).suffix.lower(), probe(video).codec) in PLAYED:
         return video
     path, start = folder / "shown.mp4", time.monotonic()
@@ -139,7 +149,7 @@ def _playable(video: str, folder: Path) -> str:
 
 
 def _answer(video: str, function: Callable, *args) -> tuple:
-    """Return function(*args) and no message; None and a message where the video is bad, or takes too long."""
+    """Return function(*args) and "", or None and a message if the video is bad or takes too long."""
     try:
         return call_within(REQUEST_SECONDS, function, *args), ""
     except Overdue:
@@ -149,18 +159,30 @@ def _answer(video: str, function: Callable, *args) -> tuple:
         return None, f"This is not a video that can be read. {reason}"
 
 
+def _looked_at(window: Window) -> str:
+    """Say which part of the video the model saw."""
+    number = len(window.frames)
+    if window.seconds is None:
+        return f"The model looked at {number} frames, from frame {window.frames[0]} to {window.frames[-1]}."
+    return f"The model looked at {number} frames, from {window.seconds[0]:.2f} s to {window.seconds[-1]:.2f} s."
+
+
 def _table(sparse: dict, dense: dict) -> str:
-    """Return both measurements as a Markdown table."""
+    """Return both measurements as a Markdown table, and below it what they say about speed."""
     lines = ["| | tokens | GFLOPs | milliseconds |", "|---|---|---|---|"]
     for name, row in ((f"keep ratio {sparse['keep_ratio']:g}", sparse), ("dense", dense)):
-        lines.append(f"| {name} | {row['tokens']} | {row['gflops']:.3g} | {row['milliseconds']:.0f} |")
+        lines.append(f"| {name} | {row['tokens']} | {row['gflops']:.3g} | {row['milliseconds']:.3g} |")
     speed = dense["milliseconds"] / sparse["milliseconds"]
-    return "\n".join([*lines, "", f"**{speed:.1f} × as fast as dense**, measured on this clip."])
+    verdict = f"**{speed:.2f} × as fast as dense**, by the medians of {sparse['rounds']} runs each on this clip."
+    if speed < 1 and sparse["tokens"] < dense["tokens"]:
+        verdict += " Selecting the tokens takes longer here than they save: the model is small."
+    return "\n".join([*lines, "", verdict])
 
 
 def example_videos(folder: Path, place: Path) -> dict[str, str]:
-    """Return the videos to choose from, by name: those of a folder; where it is not there, the quickstart's kind, which
-    are written into `place`.
+    """Return the paths of the videos to choose from, by name: those in `folder`.
+
+    Where there is no such folder, videos like the quickstart's are written into `place`.
     """
     if folder.is_dir():
         return {path.name: str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES}

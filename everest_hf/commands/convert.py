@@ -29,7 +29,7 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens kept in inference")
-    parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip, where the source does not tell")
+    parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip, if the source does not tell")
     parser.add_argument("--image-size", type=int, nargs="+", metavar=("H", "W"), help="height and width in pixels")
     parser.add_argument("--token-selection", metavar="NAME", help="motion, random or tube")
     parser.add_argument("--num-attention-heads", type=int, metavar="N", help="heads of the encoder")
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_labels(path: str, source: str) -> list[str]:
-    """Return the names in a file, one a line; a ValueError if they are not those of the classifier in `source`."""
+    """Return the names in a file, one a line; raise a ValueError unless the classifier in `source` has as many classes."""
     from ..convert import read_source
 
     try:

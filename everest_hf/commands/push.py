@@ -13,15 +13,17 @@ def add_parser(commands) -> None:
         "Publish a checkpoint on the Hub: weights, configuration, code, processor, model card, and the run's records.",
         f"{PROGRAM} push runs/quickstart/finetune your-name/your-model",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a model, or of a run: its result")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder of a model, or of a run, whose result is published"
+    )
     parser.add_argument("repo", metavar="REPO", help="repository on the Hub, user/name; created where there is none")
-    parser.add_argument("--private", action="store_true", help="for no one else to see")
+    parser.add_argument("--private", action="store_true", help="create a repository that nobody else sees")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, created where there is none [main]")
     parser.add_argument("--message", metavar="TEXT", help="message of the commit")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish a checkpoint and print where it is."""
+    """Publish a checkpoint and print its address."""
     from .. import hub
 
     print(hub.push(args.checkpoint, args.repo, private=args.private, revision=args.revision, message=args.message))

@@ -1,4 +1,4 @@
-"""everest-hf tune-keep-ratio: which keep ratio to run a classifier at."""
+"""everest-hf tune-keep-ratio: find the keep ratio to run a classifier at."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def add_parser(commands) -> None:
         commands,
         "tune-keep-ratio",
         run,
-        "Measure accuracy and speed of a classifier over keep ratios, without training it anew, and recommend one.",
+        "Measure accuracy and speed of a classifier at several keep ratios, without training it again, and recommend one.",
         f"{PROGRAM} tune-keep-ratio runs/quickstart/finetune data/motion/val",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a classifier or of its run, or Hub id")
@@ -33,7 +33,10 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--ratios", type=float, nargs="+", metavar="R", help="keep ratios to compare [0.1 0.2 … 1]")
     parser.add_argument(
-        "--max-loss", type=float, metavar="POINTS", help="points of top-1 that may be lost to the best ratio [1]"
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="how many points of top-1 may be lost against the best ratio [1]",
     )
     add_views_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos at a time [8]")
@@ -41,7 +44,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare keep ratios and write the report; the exit code is 1 where a video cannot be read."""
+    """Compare keep ratios and write the report; return 1 if a video cannot be read."""
     from .. import inference
     from ..configuration_everest import EverestConfig
     from ..data import load_videos

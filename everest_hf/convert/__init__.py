@@ -1,9 +1,9 @@
 """Conversion of VideoMAE and official EVEREST checkpoints to EVEREST for Transformers.
 
-Two kinds of source are read (sources.py): the .pth files of the official VideoMAE and EVEREST code, whose sizes are read
-off the shapes, and VideoMAE checkpoints of Transformers (a folder or a Hub id), whose config.json is kept. Both come down
-to one table of names (names.py); every key is used, set aside by name, or an error (checkpoint.py). The way back, to a
-VideoMAE of Transformers, is in export.py.
+There are two kinds of source (sources.py). The .pth files of the official VideoMAE and EVEREST code tell their sizes by
+the shapes of their weights. VideoMAE checkpoints of Transformers, a folder or a Hub id, tell them in config.json. Tables
+of names (names.py) rename the weights of both. Each key is used, set aside by name, or an error (checkpoint.py). export.py
+makes a VideoMAE of Transformers again.
 """
 
 from .checkpoint import ConversionReport, convert_checkpoint, load_converted

@@ -36,12 +36,12 @@ def load_converted(cls, name_or_path: str, **config_overrides):
 
     cls: EverestModel, EverestForPreTraining or EverestForVideoClassification.
     name_or_path: an official .pth file, a folder of Transformers' VideoMAE, or a Hub id of one.
-    config_overrides: fields of EverestConfig, such as keep_ratio=0.6, num_frames=16 or num_labels=101 (another number
-        than the checkpoint has makes a new head); also dtype and attn_implementation, as in from_pretrained.
+    config_overrides: fields of EverestConfig, such as keep_ratio=0.6, num_frames=16 or num_labels=101; also dtype and
+        attn_implementation, as in from_pretrained. A num_labels that differs from the checkpoint's makes a new head.
 
     Raises:
         FileNotFoundError: there is no such file, folder or Hub id.
-        ValueError: the source is no such checkpoint, is damaged, lacks weights or has some that are not understood.
+        ValueError: the source is no such checkpoint, is damaged, lacks weights, or has weights of unknown names.
     """
     loading = {name: config_overrides.pop(name) for name in _LOADING_ARGUMENTS if name in config_overrides}
     source = read_source(name_or_path)
@@ -49,11 +49,11 @@ def load_converted(cls, name_or_path: str, **config_overrides):
 
 
 def convert_checkpoint(source: str, out: str | os.PathLike, **config_overrides) -> ConversionReport:
-    """Convert a VideoMAE or official EVEREST checkpoint into a complete checkpoint folder, and report on it.
+    """Convert a VideoMAE or official EVEREST checkpoint, write it as a checkpoint folder, and report on it.
 
     source: as in `load_converted`. out: the folder to write; it appears when it is complete, or not at all.
-    config_overrides: fields of EverestConfig. The model is of the class that the source holds: EverestForPreTraining,
-    EverestForVideoClassification, or EverestModel for a bare encoder.
+    config_overrides: fields of EverestConfig. What the source holds decides the class of the model:
+    EverestForPreTraining, EverestForVideoClassification, or EverestModel for a bare encoder.
 
     Raises:
         FileExistsError: `out` is a file, or a folder with something in it.
@@ -77,8 +77,8 @@ def _build(cls, source: Source, overrides: dict, may_replace_head: bool = False,
     _check_heads(source, fields)
     config = cls.config_class(**fields)
     state, account = _account(cls, config, source, may_replace_head)
-    # A copy of each tensor: the model would otherwise live on memory that is mapped from the source's file, and its
-    # query, key and value on one piece.
+    # Tensors are copied. Otherwise the model would use memory that is mapped from the source's file, and query, key and
+    # value would share one piece.
     state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     model, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **loading)
     unforeseen = sorted(set(info["missing_keys"]) - set(account.new)) + sorted(info["unexpected_keys"])
@@ -89,7 +89,7 @@ def _build(cls, source: Source, overrides: dict, may_replace_head: bool = False,
 
 # ----------------------------------------------------------------------------------------------------- configuration
 
-# Heads cannot be read off the weights. These are the sizes that exist, encoder and decoder.
+# Weights do not tell the number of heads. These are the published sizes: heads by width, of encoder and decoder.
 _HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 
@@ -105,7 +105,7 @@ def _check_overrides(overrides: dict) -> None:
 
 
 def _with_label_names(overrides: dict) -> dict:
-    """Labels that are given, a mapping or a list, replace those of the checkpoint, both ways of the mapping."""
+    """Return the overrides with both mappings of the labels: given ones, a mapping or a list, replace the source's."""
     fields = dict(overrides)
     if "id2label" in fields:
         labels = fields["id2label"]
@@ -118,10 +118,10 @@ def _with_label_names(overrides: dict) -> dict:
 
 
 def _fields_of(source: Source, cls) -> dict:
-    """Return the fields of EverestConfig that a source says, for a model of class `cls`."""
+    """Return the fields of EverestConfig that a source gives, for a model of class `cls`."""
     fields = _sizes(source.state) if source.format == "official" else {}
     fields.update(source.config_fields)
-    # From the weights: the field of the configuration has had two names, and versions of the library that ignore it.
+    # The weights decide, as the field has had two names and some versions of the library ignore it.
     fields["qkv_bias"] = any(name.endswith("attention.query.bias") for name in source.state)
     if source.task == AUTOENCODER:
         # Pre-training knows no pooling. A bare encoder ends as the source's does; heads pool as EVEREST does.
@@ -140,7 +140,7 @@ def _is_encoder(cls) -> bool:
 
 
 def _sizes(state: dict[str, torch.Tensor]) -> dict:
-    """Read the sizes of a model off the shapes of its weights."""
+    """Return the sizes of a model, by the shapes of its weights."""
     hidden_size, channels, tubelet_size, patch_size, _ = state[PROJECTION].shape
     fields = {
         "num_channels": channels,
@@ -181,14 +181,14 @@ def _check_heads(source: Source, fields: dict) -> None:
 
 @dataclass
 class Account:
-    """Where every key went: the number of tensors `used`, and the names that are `new` in the model."""
+    """What became of the keys: how many tensors are `used`, and which names are `new` in the model."""
 
     used: int
     new: list[str]
 
 
 def _account(cls, config, source: Source, may_replace_head: bool) -> tuple[dict[str, torch.Tensor], Account]:
-    """Choose the tensors of `cls` under its own names, or raise a ValueError that lists all that does not fit."""
+    """Return the tensors that `cls` needs under its own names; a ValueError lists all that does not fit."""
     wanted = _shapes(cls, config)  # under the names of `cls`
     prefix = "everest." if _is_encoder(cls) else ""
     state = {name: _as_linear(name, tensor) for name, tensor in source.state.items()}
@@ -203,7 +203,7 @@ def _account(cls, config, source: Source, may_replace_head: bool) -> tuple[dict[
         for name, tensor in chosen.items()
         if tensor.shape != wanted[name]
     ]
-    # What the source's own class has no place for is understood by nobody; another class may leave heads aside.
+    # The source's own class must know every key; another class may leave out heads.
     is_whole = cls.__name__ == MODEL_OF_TASK[source.task].__name__
     understood = {prefix + name for name in chosen} | (set() if is_whole else _all_names(config))
     left_over = [source.original_names[name] for name in state if name not in understood]
@@ -220,7 +220,7 @@ def _as_linear(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _without_other_head(state: dict, config, source: Source) -> dict:
-    """Leave out a classifier of another number of labels than was asked for, and say so."""
+    """Return the state without its classifier, with a warning, if that has another number of labels than `config`."""
     if "classifier.weight" not in state or state["classifier.weight"].shape[0] == config.num_labels:
         return state
     stored = state["classifier.weight"].shape[0]
@@ -255,11 +255,11 @@ def _check_account(cls, source: Source, missing: list, left_over: list, misshape
 
 @dataclass
 class ConversionReport:
-    """What was converted; `str` of it is for reading.
+    """What was converted; `str(report)` is for people.
 
-    task: "pre-training", "classification" or "features". parameters: their number. tensors: number of tensors in the
-    model, each of them from the source. tables: position tables of the source, computed anew. set_aside: what the
-    file holds beside weights. assumed: fields of the config that neither source nor caller gave, with their values.
+    task: "pre-training", "classification" or "features". parameters: their number. tensors: how many the model has,
+    all from the source. tables: the source's position tables, which EVEREST computes itself. set_aside: what the file
+    holds beside weights. assumed: fields of the config that neither source nor caller gave, with their values.
     """
 
     source: str
@@ -344,7 +344,7 @@ def check_free(out: Path) -> None:
 
 
 def save_atomically(out: Path, model, processor) -> None:
-    """Write aside, on the same disk, and rename: a folder that is there is complete."""
+    """Write to a temporary folder on the same disk and rename it, so that `out` is complete whenever it exists."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
         folder = Path(aside) / out.name

@@ -1,4 +1,4 @@
-"""From the names of a file's weights to those of EVEREST."""
+"""The names that other code gives to weights, and EVEREST's names for them."""
 
 import re
 
@@ -6,7 +6,7 @@ import torch
 
 from ..modeling_everest import sincos_table
 
-# Pattern and replacement, applied to every name in this order. What comes out and is no name of EVEREST is left over.
+# Patterns and replacements, applied to every name in this order. A result that EVEREST does not know is left over.
 OFFICIAL_NAMES = (
     (r"^(encoder\.)?patch_embed\.proj\.", "everest.embeddings.projection."),
     (r"^decoder\.blocks\.", "decoder.layers."),
@@ -55,7 +55,7 @@ NAMES_OF_VIDEOMAE = (
 POSITION_TABLE = re.compile(r"(.*\.)?(pos_embed|position_embeddings)")
 PROJECTION = "everest.embeddings.projection.weight"
 QKV = ".attention.qkv.weight"
-# Some versions of Transformers' VideoMAE store one. It adds the same to all scores of a query, and softmax cancels it.
+# Some versions of Transformers' VideoMAE store a key bias. It shifts all scores of a query alike: softmax cancels it.
 KEY_BIAS = ".attention.key.bias"
 
 
@@ -75,7 +75,7 @@ def split_qkv(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]
 
 
 def check_fixed_table(name: str, key: str, table: torch.Tensor) -> None:
-    """EVEREST computes the sine-cosine table; a learned one in its place would be lost without a word."""
+    """Raise a ValueError if a position table was learned: EVEREST computes a fixed one and would drop it silently."""
     flat = table.reshape(-1, table.shape[-1]).float()  # (N, D)
     if flat.shape[1] % 2 or not torch.allclose(flat, sincos_table(*flat.shape), atol=1e-3):
         raise ValueError(f"{name}: {key} is a learned position table; EVEREST has the fixed sine-cosine table")

@@ -1,4 +1,4 @@
-"""Checkpoints as they are found: official .pth files, and folders and Hub ids of Transformers' VideoMAE."""
+"""Reading what can be converted: official .pth files, and folders or Hub ids of Transformers' VideoMAE."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .names import (
     split_qkv,
 )
 
-# What a checkpoint holds beside the encoder: a decoder, a head, or nothing.
+# A checkpoint is for one of these tasks: it has a decoder, a head, or neither beside the encoder.
 AUTOENCODER, CLASSIFIER, ENCODER = "pre-training", "classification", "features"
 
 
 @dataclass
 class Source:
-    """A checkpoint as read: tensors under EVEREST's names, and what is known beside them.
+    """A checkpoint as it was read.
 
-    state: the tensors, with the projection still a 5-D kernel. original_names: EVEREST's name to the file's.
-    config_fields: what config.json or the training arguments say of EverestConfig; processor_fields: of the processor.
-    tables: names of the position tables that were recognised. set_aside: what the file holds beside the weights.
+    state: the tensors by EVEREST's names; the projection is still a 5-D kernel. original_names: the file's name for
+    each of EVEREST's. config_fields, processor_fields: fields that config.json or the training arguments give. tables:
+    names of the position tables that were recognised. set_aside: names of what the file holds beside the weights.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Source:
 
 
 def read_source(name_or_path: str) -> Source:
-    """Read a file, a folder or a Hub id; see `load_converted` for what may be given and for the errors."""
+    """Read a file, a folder or a Hub id; names and errors as in `load_converted`."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return _read_official(path)
@@ -94,7 +94,7 @@ def _check_tensors(path: Path, content) -> None:
 
 
 def _without_wrapper(tensors: dict) -> dict:
-    """Take off the prefix that DistributedDataParallel and DeepSpeed put before every name."""
+    """Remove the prefix that DistributedDataParallel and DeepSpeed put before every name."""
     prefix = "module."
     if all(key.startswith(prefix) for key in tensors):
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -156,16 +156,16 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     raise ValueError(f"{name}: no weights in this folder; expected {' or '.join(_WEIGHTS)}, single or sharded")
 
 
-# ids such as "MCG-NJU/videomae-base": a name, or an owner and a name, without a file's ending
+# An id such as "MCG-NJU/videomae-base": a name, perhaps after its owner's, that does not end as a file's does.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-# Of the top folder alone: repositories may keep the checkpoints of a run in folders below.
+# Only the top folder is read: repositories may keep the checkpoints of a run in folders below it.
 _PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _HUB_FILES = ["config.json", *_PROCESSOR_FILES, "model*.safetensors", "model.safetensors.index.json"]
 
 
 def _download(name: str) -> Path:
-    """Return the local folder of a Hub id, downloading what is not there yet."""
+    """Download what is missing of a Hub id and return its local folder."""
     if not _HUB_ID.fullmatch(name) or name.endswith(_FILE_ENDINGS):
         raise FileNotFoundError(f"{name}: no such file or folder")
     try:
@@ -185,8 +185,8 @@ def _load_tensors(path: Path):
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Official files hold the training's arguments, a plain Namespace, beside the weights. Mapping the file
-        # spares the memory of the optimizer's state, which nobody reads.
+        # Official files hold the training's arguments, a plain Namespace, beside the weights. They also hold the
+        # optimizer's state, which nobody reads and which a mapped file does not load.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # on bytes that are no pickle, the unpickler raises whatever they make it raise
@@ -210,7 +210,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _renamed(name: str, format: str, tensors: dict, rules) -> Source:
-    """Give the tensors EVEREST's names, split query, key and value, and recognise position tables."""
+    """Return the tensors under EVEREST's names, with query, key and value split and position tables left out."""
     source = Source(name, format, state={}, original_names={})
     for original, tensor in tensors.items():
         if POSITION_TABLE.fullmatch(original):
@@ -243,7 +243,7 @@ def _check_architecture(source: Source) -> None:
 
 
 def _fields_of_arguments(arguments) -> tuple[dict, dict]:
-    """Read what the official code keeps in its arguments instead of the model: fields of config and processor."""
+    """Return fields of the configuration and of the processor that the official code stores as training arguments."""
     known = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     fields = {
         "image_size": known.get("input_size"),
@@ -294,14 +294,14 @@ _KEPT_FIELDS = (
 
 
 def _fields_of_videomae(content: dict, name: str) -> dict:
-    """Translate the config.json of Transformers' VideoMAE."""
+    """Return the fields of EverestConfig that the config.json of Transformers' VideoMAE gives."""
     try:
         config = VideoMAEConfig(**content)
     except Exception as error:  # the library's validation errors share no class across its versions
         raise ValueError(f"{name}: config.json: {' '.join(str(error).split())}") from error
     fields = {field: getattr(config, field) for field in _KEPT_FIELDS}
     fields["patch_size"] = _square(config.patch_size, name)
-    # The norms in front of its heads are PyTorch's, whatever layer_norm_eps says.
+    # VideoMAE builds the norms before its heads with PyTorch's own epsilon, whatever layer_norm_eps says.
     fields["head_layer_norm_eps"] = torch.nn.LayerNorm(1).eps
     if config.num_channels != len(EverestConfig().image_mean):
         # VideoMAE undoes the normalisation of RGB only.
@@ -317,7 +317,7 @@ def _square(size, name: str) -> int:
 
 
 def _pixel_statistics(folder: Path) -> dict:
-    """Read from the processor's file, where there is one, how pixel values were normalised."""
+    """Return the mean and standard deviation that the processor's file gives, if there is one."""
     for file in _PROCESSOR_FILES:
         if (folder / file).is_file():
             content = _read_json(folder / file)

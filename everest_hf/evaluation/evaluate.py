@@ -1,7 +1,7 @@
-"""From views to videos to figures.
+"""Evaluation: from scores of views to scores of videos to figures.
 
-Every process works on whole batches of its own. What they find is joined once, at the end, and put in the order of the
-rows: no figure depends on the number of processes.
+Each process scores whole batches of its own. At the end all scores are joined in the order of the rows, so no figure
+depends on the number of processes.
 """
 
 import logging
@@ -29,7 +29,7 @@ from .report import write_figures, write_predictions
 
 logger = logging.getLogger(__name__)
 
-# From the logits of views to scores, whose mean over a video's views is its answer; and the metric of such scores.
+# What turns the logits of a view into scores; the mean over its views is a video's score. And the metric of each.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "single_label_classification": partial(torch.softmax, dim=-1),
     "multi_label_classification": torch.sigmoid,
@@ -40,10 +40,10 @@ METRICS = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
-# Figures are given to this many digits: with another number of threads, or weights that lie elsewhere in memory, sums
-# are taken in another order, which shows in the seventh.
+# Figures are rounded to this many digits. The seventh may change with the number of threads, or with where weights lie
+# in memory, as sums are then taken in another order.
 SIGNIFICANT_DIGITS = 5
-# Seconds of an evaluation before its progress is shown.
+# An evaluation shows its progress after so many seconds.
 PROGRESS_AFTER = 5
 
 
@@ -66,7 +66,7 @@ def predict_videos(
     """Score videos by the mean, over their views, of the softmax (several labels: sigmoid; regression: the output).
 
     batches: `pixel_values` uint8 (B, V, T, C, h, w), `labels` (B,) or (B, labels), `index` (B,), and perhaps
-    `unreadable` bool (B,): the scores of such a video are zeros, no answer. to_pixel_values: uint8 to normalised
+    `unreadable` bool (B,): such a video has no answer, and its scores are zeros. to_pixel_values: uint8 to normalised
     floats. Returns `scores` (videos, labels) float32, `labels` and `index`, on the model's device.
     """
     model.eval()
@@ -85,7 +85,7 @@ def predict_videos(
 def video_losses(
     model: nn.Module, batches: Iterable[dict], *, to_pixel_values: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return `loss` (videos,) of pre-training and `index` (videos,), in evaluation mode: with a fixed draw.
+    """Return the pre-training `loss` (videos,) and `index` (videos,). In evaluation mode the random draw is fixed.
 
     Arguments as in `predict_videos`. The mean loss of a batch stands for each of its videos.
     """
@@ -100,9 +100,9 @@ def video_losses(
 def join(accelerator: Accelerator, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what all processes found, on the CPU: each video once, in the order of the rows.
 
-    found: tensors with a row a video, the same keys in every process; `index` (videos,) says which.
+    found: tensors with a row for each video, under the same keys in every process; `index` (videos,) names the videos.
     """
-    # Processes may have found different numbers of videos; -1 is no video's index.
+    # Processes may have scored different numbers of videos; -1 is no video's index.
     padded = {name: accelerator.pad_across_processes(rows, pad_index=-1) for name, rows in found.items()}
     joined = {name: accelerator.gather(rows).cpu() for name, rows in padded.items()}
     index, places = np.unique(joined["index"].numpy(), return_index=True)
@@ -115,7 +115,7 @@ def join(accelerator: Accelerator, found: dict[str, torch.Tensor]) -> dict[str, 
 def figures_of(scores: torch.Tensor, labels: torch.Tensor, problem_type: str) -> dict[str, float]:
     """Return the loss of scores (videos, labels) and the figures of the problem type's metric.
 
-    The loss is that of the videos that have an answer; a row of zeros is none where classes are predicted.
+    Where classes are predicted, a row of zeros is no answer, and the loss leaves such videos out.
     """
     if problem_type == "regression":
         scores, labels = scores.flatten(), labels.flatten()
@@ -143,11 +143,11 @@ def evaluate_model(
     count_bad: bool = False,
     folder: Path | None = None,
 ) -> dict[str, float]:
-    """Return the figures on a validation set: the loss of pre-training, or those of `figures_of`; "val_" leads names.
+    """Return the figures on a validation set by name: the pre-training loss, or `figures_of`. Names begin with "val_".
 
-    Every process calls it. loader: this process's batches (`share_of_batches`) of a VideoViews that counts unreadable
-    videos. source: where the videos are from, for errors. count_bad: count unreadable videos as wrong. folder: for
-    figures.json and the files of `write_predictions`.
+    Every process must call this. loader: this process's batches (`share_of_batches`) of a VideoViews that counts
+    unreadable videos. source: what errors call the videos. count_bad: count unreadable videos as wrong. folder: where
+    figures.json and the files of `write_predictions` are written.
 
     Raises:
         ValueError: videos cannot be read and do not count as wrong. OSError: a file cannot be written. The main process
@@ -176,7 +176,7 @@ def evaluate_model(
 
 
 def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return what all processes together find out about the videos, and the unreadable ones with their reasons."""
+    """Return what all processes together found, and the reasons of unreadable videos by path."""
     bad: dict[str, str] = {}
     batches = _on_device(loader, accelerator, bad)
     to_pixel_values = partial(transforms.normalize, mean=config.image_mean, std=config.image_std)
@@ -188,13 +188,13 @@ def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, t
 
 
 def _has_answers(found: dict[str, torch.Tensor], problem_type: str | None) -> bool:
-    """Say whether there is an answer at all, right or wrong: not of a model that predicts pixels or numbers."""
+    """Say whether any video has a class as its answer, right or wrong; models of pixels or numbers give none."""
     has_classes = problem_type in ("single_label_classification", "multi_label_classification")
     return has_classes and bool(found["scores"].any())
 
 
 def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
-    """Write the files of an evaluation and name the videos that counted as wrong; the main process does."""
+    """In the main process, write the files of an evaluation and warn of the videos that counted as wrong."""
     if not accelerator.is_main_process:
         return
     write_figures(folder, figures)
@@ -206,7 +206,7 @@ def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
 
 
 def _on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:
-    """Yield the batches of a loader on the device, with progress, and note unreadable videos with their reasons."""
+    """Yield the batches of a loader on the device, with progress; put unreadable videos and their reasons into `bad`."""
     hidden = not accelerator.is_main_process
     for batch in tqdm(loader, "evaluation", unit="batch", leave=False, delay=PROGRESS_AFTER, disable=hidden):
         bad.update(batch.pop("bad"))

@@ -1,4 +1,4 @@
-"""Which keep ratio to run a classifier at: its accuracy and speed over a range of them, on labelled videos."""
+"""The choice of a keep ratio: a classifier's accuracy and speed at several ratios, measured on labelled videos."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The files of an evaluation: the prediction for each video, and which classes are taken for which."""
+"""The files of an evaluation: the prediction for each video, and how often each class was taken for another."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from .metrics import load_metric
 # The files of an evaluation.
 FIGURES, PREDICTIONS, CONFUSION, PICTURE = "figures.json", "predictions.csv", "confusion.csv", "confusion.png"
 REPORT = (FIGURES, PREDICTIONS, CONFUSION, PICTURE)
-# Classes that are named for a video, the likeliest first.
+# So many classes are named for each video, the likeliest first.
 NAMED_CLASSES = 5
 
 
@@ -28,11 +28,11 @@ def write_figures(folder: Path, figures: dict) -> None:
 def write_predictions(
     folder: Path, problem_type: str, names: Sequence[str], rows: Dataset, scores: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    """Write predictions.csv into a folder and, of videos of one class each, confusion.csv and confusion.png.
+    """Write predictions.csv into a folder; if each video has one class, also confusion.csv and confusion.png.
 
-    Each file is written whole or not at all. A name that begins as a formula does has a ' before it. names: those of
-    the labels. rows: the videos, in the order of scores (videos, labels) and labels (videos,) or (videos, labels), on
-    the CPU. A row of scores that is zeros is no answer. Where rows are segments, their start and end follow the video.
+    Each file is written whole or not at all. names: of the labels. rows: the videos, in the order of scores (videos,
+    labels) and labels (videos,) or (videos, labels), both on the CPU. A row of zeros in scores is no answer. If rows are
+    segments, their start and end follow the video.
     """
     header, lines = PREDICTED[problem_type](names, scores, labels)
     paths = [_path_of(row["video"], i) for i, row in enumerate(rows.select_columns("video"))]
@@ -49,7 +49,7 @@ def _path_of(video: str | bytes | dict, index: int) -> str:
 
 
 def _class_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]]:
-    """Return the header and the lines of predictions.csv, without the videos: the likeliest class and those after."""
+    """Return the header and lines of predictions.csv, without the videos: the likeliest class, its score, the next ones."""
     ranked = scores.argsort(dim=-1, descending=True, stable=True)[:, :NAMED_CLASSES]  # (videos, 5 or fewer)
     header = ["label", "predicted", "score", *(f"top{i + 1}" for i in range(1, ranked.shape[1]))]
 
@@ -65,7 +65,7 @@ def _class_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]
 
 
 def _multi_label_predictions(names, scores, labels) -> tuple[list[str], Iterator[list]]:
-    """As `_class_predictions`: labels and predicted labels, joined by commas, and the score of every label."""
+    """Return the same for several labels: true and predicted ones, joined by commas, and the score of every label."""
 
     def joined(values: list[float]) -> str:
         return ",".join(name for name, value in zip(names, values, strict=True) if value >= 0.5)

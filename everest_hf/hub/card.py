@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: the template model_card.md, filled in with what is known and nothing else."""
+"""The model card of a checkpoint: the template model_card.md, filled in with what is known."""
 
 import os
 import re
@@ -19,11 +19,11 @@ CARD = "README.md"
 TEMPLATE = packaged("model_card.md")
 CLASSIFIER = "EverestForVideoClassification"
 TAGS = ["video", "masked-autoencoder", "self-supervised-learning", "everest"]
-# Named on their own in the card, or of no meaning to anyone but the run.
+# Fields that the card names in other places, and fields that mean nothing outside of the run.
 PATHS = ("train", "val", "data_root", "model", "output_dir")
 NOT_SETTINGS = ("task", *PATHS, "overwrite", "push_to_hub", "num_workers")
 TASK_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "probe": "probing, with the encoder frozen"}
-# What figures are called: the Hub's identifier, and the name for people. Others go by their own name.
+# The Hub's identifier of a figure, and its name for people. Other figures keep their own name for both.
 FIGURES = {
     "top1": ("accuracy", "top-1 accuracy"),
     "top5": ("accuracy", "top-5 accuracy"),
@@ -59,7 +59,7 @@ def write_card(folder: Path, run: Run | None = None, *, steps: int = 0, figures:
 def make_card(
     folder: Path, run: Run | None = None, *, steps: int = 0, figures: Figures = None, name: str | None = None
 ) -> str:
-    """Return the card of the model in a folder; without a run it tells what the configuration does.
+    """Return the card of the model in a folder; without a run, the card says only what the configuration tells.
 
     steps: of the optimizer, so far. figures: of the last evaluation, by name; None while the run goes on. name: the
     model's; by default the run's or the folder's.
@@ -96,13 +96,13 @@ def make_card(
 
 
 def named_for_hub(card: str, repo: str) -> str:
-    """Let the example of a card that `make_card` made load the model by its name, and pictures be found beside it."""
+    """Return a card of `make_card` for the repository `repo`: its example loads `repo`, its pictures lie beside it."""
     card = card.replace("](../", "](")
     return re.sub(r'^name = "[^"]*"', lambda _: f'name = "{repo}"', card, count=1, flags=re.MULTILINE)
 
 
 def public_path(path: str | os.PathLike) -> str:
-    """Return a path without what is private in it: relative as it is, absolute from the home folder or its last two.
+    """Return a path that shows nothing private: a relative one, one from the home folder on, or its last two parts.
 
     >>> public_path("data/train.txt"), public_path("/data/secret/ucf101/train.txt")
     ('data/train.txt', 'ucf101/train.txt')
@@ -115,7 +115,7 @@ def public_path(path: str | os.PathLike) -> str:
 
 
 def public_recipe(text: str) -> str:
-    """Return a recipe, YAML as `Recipe.save` writes it, without private parts of paths and where it is pushed to."""
+    """Return a recipe, YAML as `Recipe.save` writes it, with public paths and without the repository it is pushed to."""
     values = {name: value for name, value in yaml.safe_load(text).items() if name != "push_to_hub"}
     for name in PATHS:
         if values.get(name) is not None:
@@ -215,7 +215,7 @@ def _evaluation(recipe: Recipe, figures: Figures) -> list[str]:
 
 
 def _pictures(figures: Figures) -> list[str]:
-    """The pictures that a run draws at its end, in its folder; the card lies in the model's."""
+    """Show the pictures that a run draws at its end. They lie in the run's folder, the card in the model's below it."""
     if figures is None:
         return []
     return ["", "![Loss and figures over the steps](../curves.png)", "", "![Tokens that it keeps](../tokens.png)"]
@@ -226,20 +226,20 @@ def _table(rows: dict[str, str]) -> list[str]:
 
 
 def _protocol(recipe: Recipe) -> str:
-    """Say which views of a video the last evaluation took, as train_accelerate.py chooses them."""
+    """Say which views of each video the last evaluation used, as train_accelerate.py chooses them."""
     if recipe.task == "pretrain":
         return "the centre clip of each"
     return f"{recipe.segments} × {recipe.crops} views of each (segments × crops), scores averaged"
 
 
 def _figure(name: str) -> tuple[str, str]:
-    """The Hub's identifier of a figure, and its name for people."""
+    """Return the Hub's identifier of a figure, and its name for people."""
     short = name.removeprefix("val_")
     return FIGURES.get(short, (short, short))
 
 
 def _results(name: str, recipe: Recipe, figures: dict[str, float]) -> dict:
-    """Return the figures as what the model-index of a card's metadata is made from."""
+    """Return the arguments of ModelCardData that put the figures into the card's model-index."""
     results = []
     for figure, value in figures.items():
         kind, title = _figure(figure)
@@ -257,19 +257,19 @@ def _results(name: str, recipe: Recipe, figures: dict[str, float]) -> dict:
 
 
 def _settings(recipe: Recipe) -> dict:
-    """The values of a recipe that differ from the defaults of its task and mean something to others."""
+    """Return the values of a recipe that differ from its task's defaults and that tell others something."""
     return {name: value for name, value in recipe.settings().items() if name not in NOT_SETTINGS}
 
 
 def _license_of(run: Run | None) -> str | None:
-    """The licence of the weights, where it is known: new ones are as free as the code, others as what they are from."""
+    """Return the licence of the weights if it is known: the code's for new weights, else that of the model they start from."""
     if run is None:
         return None
     if run.recipe.model is None:
         return "apache-2.0"
     card = Path(run.recipe.model) / CARD
     source = card if card.is_file() else _hub_name(run.recipe.model)
-    if source is None:  # a folder without a card; on the Hub its name would be another's
+    if source is None:  # a folder without a card; on the Hub, its name could be that of another model
         return None
     try:
         return ModelCard.load(source).data.get("license")
@@ -290,12 +290,12 @@ def _datasets(recipe: Recipe) -> list[str] | None:
 
 
 def _source(source) -> str:
-    """What a recipe names, a path or a name on the Hub, for everyone to read."""
+    """Return what may be published of a path or of a name on the Hub."""
     return _hub_name(source) or public_path(source)
 
 
 def _hub_name(source: str | None) -> str | None:
-    """The source without its configuration, if it is a name on the Hub and not a path."""
+    """Return a name on the Hub without its configuration, None for a path."""
     if source is None or Path(source).exists() or Path(source).parent.is_dir():
         return None
     name = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(:[\w.-]+)?", source)

@@ -35,7 +35,7 @@ PARTS = {
     "processor": ("video_preprocessor_config.json",),
 }
 RECIPE = "recipe.yaml"
-# Of the run, beside its recipe.
+# Files of the run that are published beside its recipe.
 RECORDS = ("log.jsonl", "curves.png", "tokens.png")
 
 
@@ -43,10 +43,10 @@ RECORDS = ("log.jsonl", "curves.png", "tokens.png")
 
 
 def published_files(folder: Path, repo: str, card: str | None = None) -> dict[str, Path | bytes]:
-    """Return what of a model's folder, and of the run that made it, is published: by name, a file or its content.
+    """Return the files that are published of a model's folder and of its run: by name, a path or the content.
 
-    card: the text of the model card; by default the folder's README.md, or one made from the configuration, called
-    after `repo`. Paths in the recipe lose what is private in them.
+    card: the text of the model card; by default the folder's README.md, or else one that is made from the configuration
+    and titled as `repo`. The recipe is published without private parts of paths.
 
     Raises:
         FileNotFoundError, ValueError: no such folder, or a part of the model is missing.
@@ -67,7 +67,7 @@ def published_files(folder: Path, repo: str, card: str | None = None) -> dict[st
 
 
 def _imported(folder: Path, files: dict[str, Path | bytes]) -> dict[str, Path]:
-    """The files of a model's folder that its code imports, by name."""
+    """Return the files that the code in a model's folder imports, by name."""
     found = {}
     for code in [path for path in files.values() if isinstance(path, Path) and path.suffix == ".py"]:
         for name in get_relative_imports(code):
@@ -79,7 +79,7 @@ def _imported(folder: Path, files: dict[str, Path | bytes]) -> dict[str, Path]:
 
 
 def _records(folder: Path) -> dict[str, bytes]:
-    """The records of the run that a model's folder is in, read now: a run that goes on adds to them."""
+    """Return the records of the run that a model's folder belongs to. They are read now, as a run still adds to them."""
     run = next((place for place in (folder.parent, folder.parent.parent) if (place / RECIPE).is_file()), None)
     if run is None:
         return {}
@@ -106,7 +106,7 @@ def _in_one_line(repo: str):
     except OfflineModeIsEnabled:
         raise ConnectionError(f"{repo}: the Hub is out of reach while HF_HUB_OFFLINE is set") from None
     except (HTTPError, RuntimeError) as error:
-        # What goes wrong with a large file comes wrapped in a RuntimeError.
+        # The client wraps errors of large files in a RuntimeError.
         reason = error if isinstance(error, HTTPError) else error.__cause__ or error
         if isinstance(reason, HfHubHTTPError):
             raise ValueError(f"{repo}: {_refusal(reason)}") from error
@@ -124,13 +124,13 @@ def _refusal(error: HfHubHTTPError) -> str:
 
 
 def open_repository(repo: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Make sure that one may push to a repository, which is created where there is none; return its full name.
+    """Create a repository if need be, check that one may push to it, and return its full name.
 
-    private: create it for no one else to see. revision: the branch to push to, created from main.
+    private: create it so that nobody else sees it. revision: the branch to push to, created from main.
 
     Raises:
-        ValueError: no token or a wrong one, no repository's name, no right to write, or a public repository although
-            `private`. ConnectionError: the Hub cannot be reached.
+        ValueError: there is no token or a wrong one, `repo` is no name of a repository, one may not write to it, or it
+            is public although `private` was asked for. ConnectionError: the Hub cannot be reached.
     """
     api = HfApi()
     with _in_one_line(repo):
@@ -140,7 +140,7 @@ def open_repository(repo: str, *, private: bool = False, revision: str | None = 
             raise ValueError(f"{repo}: is public already; make it private on the Hub, or push without --private")
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        # Uploads nothing: a small file goes with the commit. But only those who may write are answered.
+        # This uploads nothing, as small files go with the commit; but the Hub refuses whoever may not write.
         api.preupload_lfs_files(repo, [CommitOperationAdd(CARD, b"-")], revision=revision)
     return repo
 
@@ -148,17 +148,17 @@ def open_repository(repo: str, *, private: bool = False, revision: str | None = 
 def upload(
     files: dict[str, Path | bytes], repo: str, *, revision: str | None = None, message: str | None = None
 ) -> str:
-    """Commit `published_files` to a repository, all or none, in place of the weights that it had; return its URL.
+    """Commit `published_files` to a repository, all or none, and return its URL.
 
-    The example of the card then names the repository.
+    The new weights replace those in the repository. The example in the card names the repository.
 
     Raises:
-        ValueError, ConnectionError: the upload was refused or broke; the repository is as before.
+        ValueError, ConnectionError: the Hub refused the upload, or it broke off; the repository is as before.
     """
     api = HfApi()
     card = named_for_hub(files[CARD].decode(), repo)  # type: ignore[union-attr]  # no path: `published_files` reads it
     with _in_one_line(repo):
-        # Weights in one file would be found before weights in several.
+        # Stale weights in one file would be loaded instead of new weights in several.
         stored = api.list_repo_files(repo, revision=revision)
         stale = [name for name in stored if _matches(name, WEIGHTS) and name not in files]
         added = [CommitOperationAdd(name, source) for name, source in {**files, CARD: card.encode()}.items()]
@@ -179,7 +179,7 @@ def push(
 ) -> str:
     """Publish a checkpoint, or the result of a run, and return its URL.
 
-    checkpoint: a model's folder, or a run's. The other arguments and errors as in `published_files`,
+    checkpoint: the folder of a model or of a run. The other arguments and errors as in `published_files`,
     `open_repository` and `upload`.
     """
     files = published_files(model_folder(checkpoint), repo)
@@ -188,21 +188,21 @@ def push(
 
 
 class Uploads:
-    """The uploads of a run: checkpoints beside the training, one at a time, and its result at the end.
+    """The uploads of a run: checkpoints during the training, one at a time, and the result at its end.
 
-    repo: its name; "" where nothing is pushed: without a repository, and on all processes but the main one.
+    repo: the repository's name; "" if this process pushes nothing, for want of a repository or as not the main process.
     """
 
     def __init__(self, repo: str | None, folder: Path, accelerator: Accelerator):
-        """Make sure that one may push. Raises as `open_repository`."""
+        """Check that one may push; errors as in `open_repository`."""
         self.repo = open_repository(repo) if repo and accelerator.is_main_process else ""
         self.held = folder / ".upload"
         self._running: Future | None = None
 
     def start(self, checkpoint: Path, run: Run, steps: int) -> None:
-        """Upload a checkpoint after `steps` steps while the training goes on, unless an upload is still under way.
+        """Start to upload a checkpoint of `steps` steps while the training goes on, unless another upload is running.
 
-        A failure is a warning.
+        If it fails, a warning is logged.
         """
         if self._running is not None and not self._running.done():
             return
@@ -218,7 +218,7 @@ class Uploads:
         """Upload the result of the run and return its URL.
 
         Raises:
-            ValueError: it did not succeed; the message names the command that tries again.
+            ValueError: the upload failed; the message names the command that tries again.
         """
         if self._running is not None:
             self._running.exception()  # waits
@@ -230,7 +230,7 @@ class Uploads:
             raise ValueError(f"{error}; {again}") from error
 
     def _hold(self, files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
-        """Link files to where they stay until they are uploaded; the checkpoint itself may go before."""
+        """Return links to the files, or copies, that stay until the upload ends; the run may delete the checkpoint earlier."""
         shutil.rmtree(self.held, ignore_errors=True)
         self.held.mkdir()
         for name, source in files.items():

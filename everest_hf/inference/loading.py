@@ -1,4 +1,4 @@
-"""A trained model by its folder or its name on the Hub: what it is, and loading it with its processor."""
+"""Loading a trained model and its processor from a folder or from the Hub."""
 
 import json
 import os
@@ -29,7 +29,7 @@ MODELS: dict[str, type[EverestPreTrainedModel]] = {
 
 
 def model_folder(checkpoint: str | os.PathLike) -> Path:
-    """Return the folder of the model: a checkpoint's own, or that of a run's result; a Hub id is returned as it is.
+    """Return the folder of the model: a checkpoint's own, or, for a run, the one that holds its result; or a Hub id as is.
 
     Raises:
         ValueError: the run has not finished.
@@ -43,12 +43,12 @@ def model_folder(checkpoint: str | os.PathLike) -> Path:
 
 
 def chosen_model(name: str | None, *architectures: str) -> str:
-    """Return the model that is named, as a checkpoint or as the run that made it, or else `newest_run`'s."""
+    """Return the model that `name` says, a checkpoint or a run, or the result of the newest run if it is None."""
     return str(model_folder(name)) if name else newest_run(*architectures)
 
 
 def newest_run(*architectures: str) -> str:
-    """Return the folder of the newest finished run below ./runs with one of these architectures, and name it on stderr.
+    """Return the model of the newest finished run below ./runs with one of these architectures, and name it on stderr.
 
     Raises:
         FileNotFoundError: there is none.
@@ -68,11 +68,11 @@ def _stored_architecture(path: Path) -> str | None:
     try:
         return (json.loads(path.read_text(encoding="utf-8")).get("architectures") or [None])[0]
     except (OSError, ValueError, AttributeError):
-        return None  # half a run, or another program's folder
+        return None  # an unfinished run, or the folder of another program
 
 
 def architecture_of(name: str) -> str:
-    """Return the class that a checkpoint, a folder or a Hub id, was saved from.
+    """Return the name of the class that saved a checkpoint, a folder or a Hub id.
 
     Raises:
         ValueError: there is none, or it is not one of EVEREST.
@@ -87,7 +87,7 @@ def architecture_of(name: str) -> str:
 
 
 def check_classifier(name: str) -> None:
-    """Raise a ValueError unless a checkpoint is that of a classifier."""
+    """Raise a ValueError unless a checkpoint holds a classifier."""
     architecture = architecture_of(name)
     if architecture != CLASSIFICATION:
         raise ValueError(
@@ -97,7 +97,7 @@ def check_classifier(name: str) -> None:
 
 
 def _check_checkpoint_name(name: str) -> None:
-    """Refuse what is neither a checkpoint folder nor can be a Hub id."""
+    """Raise an error if `name` is no checkpoint folder and cannot be a Hub id."""
     path = Path(name)
     if path.is_file():
         raise ValueError(f"{name}: is a file; expected a checkpoint folder or Hub id (everest-hf convert makes one)")
@@ -112,7 +112,7 @@ def _check_checkpoint_name(name: str) -> None:
 
 
 def load_checkpoint(name: str, architecture: str, **overrides):
-    """Return a model of the class `architecture`, ready for inference on the GPU if there is one, and the processor."""
+    """Return a model of the class `architecture`, ready for inference, on a GPU if there is one, and its processor."""
     logging.disable_progress_bar()
     model = loaded(name, MODELS[architecture].from_pretrained, name, **overrides)
     processor = loaded(name, EverestVideoProcessor.from_pretrained, name)
@@ -120,7 +120,7 @@ def load_checkpoint(name: str, architecture: str, **overrides):
 
 
 def load_encoder(name: str):
-    """Return the model whose features are taken of a checkpoint, ready for inference, and the processor."""
+    """Return the model that gives a checkpoint's features, ready for inference, and its processor."""
     architecture = architecture_of(name)
     if architecture == PRETRAINING:
         return load_checkpoint(name, FEATURES, use_mean_pooling=False)  # so that it has the encoder's final norm
@@ -128,7 +128,7 @@ def load_encoder(name: str):
 
 
 def loaded(name: str, load: Callable, *args, **kwargs):
-    """Return load(*args, **kwargs); a ValueError of one line, that begins with `name`, where that fails."""
+    """Return load(*args, **kwargs). If that fails, raise a ValueError of one line that begins with `name`."""
     try:
         return load(*args, **kwargs)
     except Exception as error:  # safetensors, torch and the Hub's client have errors of their own

@@ -81,7 +81,10 @@ class _Video:
         return self.header.fps
 
     def seconds_of(self, indices: Sequence[int]) -> list[float] | None:
-        """Return when the file shows the frames at `indices`, in seconds from its first; None where it does not tell."""
+        """Return when the file shows the frames at `indices`, in seconds from its first frame.
+
+        Without times in the container, frame i is shown at i / fps. Returns None where there is no rate either.
+        """
         times, unit, fps = self.header.times, self.header.time_base, self.header.fps
         places = [self.frames[i] for i in indices]
         if times and unit and len(times) == self._decoder.num_frames:  # not so where an edit list hides frames

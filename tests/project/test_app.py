@@ -16,6 +16,7 @@ from helpers.videos import write_clip
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor
 from everest_hf.data.synthetic import DIRECTIONS
+from everest_hf.inference import read_window
 from everest_hf.video import probe
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
@@ -115,6 +116,7 @@ def test_upload_classify_and_move_the_slider(page, folder):
     page.get_by_text("as fast as dense").wait_for()
     assert tokens_shown(page) == [27, 60]
     assert page.get_by_text("class 0").count() >= 2  # beside each other: sparse and dense
+    assert page.get_by_text("The model looked at 12 frames, from 0.16 s to 0.60 s.").count() == 1
     slider = page.locator("input[type=range]")
     slider.drag_to(slider, source_position=place(slider, 0.45), target_position=place(slider, 0.9))
     page.get_by_text("keep ratio 0.9").wait_for()
@@ -123,6 +125,40 @@ def test_upload_classify_and_move_the_slider(page, folder):
     kept.scroll_into_view_if_needed()
     assert kept.evaluate("video => video.videoWidth") > 3 * 40  # it plays: panels side by side
     page.screenshot(path=os.environ.get("EVEREST_SCREENSHOT", folder / "page.png"), full_page=True)
+
+
+def test_nothing_is_wider_than_a_telephone(browser, address, folder):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.locator("input[type=file]").first.set_input_files(folder / "upload.mp4")
+    page.locator("video").first.wait_for()
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("as fast as dense").wait_for()
+    page.wait_for_function("document.querySelectorAll('video').length == 2")
+    narrow = os.environ.get("EVEREST_SCREENSHOT_NARROW", folder / "narrow.png")
+    page.screenshot(path=narrow, full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    inside = "e => [...e.querySelectorAll('*')].every(c => c.getBoundingClientRect().right <= 390)"
+    assert page.locator("table", has_text="GFLOPs").evaluate(inside)
+    page.close()
+
+
+def test_a_measurement_leaves_the_warm_up_out(folder, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    import app
+
+    demo = app.Demo(str(folder / "model"))
+    seconds = iter([90.0, 80.0, 0.004, 0.002, 0.6, 0.003, 0.005, 0.001])
+    monkeypatch.setattr(demo, "_timed", lambda clip, ratio: (demo.model(clip, keep_ratio=ratio), next(seconds)))
+    monkeypatch.setattr(app, "ENOUGH_SECONDS", 0)
+    sparse, dense = demo._measure(read_window(demo.processor, str(folder / "upload.mp4")).pixel_values, (0.5, 1.0))
+    assert (sparse["milliseconds"], dense["milliseconds"]) == pytest.approx((5, 2))
+    said = app._table(sparse, dense)
+    assert "| keep ratio 0.5 | 30 |" in said
+    assert "| 5 |" in said
+    assert "**0.40 × as fast as dense**, by the medians of 3 runs each on this clip." in said
+    assert said.endswith("Selecting the tokens takes longer here than they save: the model is small.")
 
 
 def test_a_format_that_browsers_do_not_play_is_shown_and_classified(page, folder):
