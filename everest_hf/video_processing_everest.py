@@ -300,7 +300,7 @@ class EverestVideoProcessor(BaseVideoProcessor):
             return list(zip(*[self.fetch_videos(v, sample_indices_fn) for v in video_url_or_urls], strict=True))
         return _read_video(video_url_or_urls, sample_indices_fn)
 
-    def _prepare_input_videos(self, videos, input_data_format=None, **kwargs):
+    def _prepare_input_videos(self, videos, input_data_format=None, **kwargs):  # type: ignore[override]  # called by name
         """Bring videos to tensors (T, C, H, W): Transformers 4 takes every tensor for one, whatever its shape."""
         videos = [torch.as_tensor(video) for video in videos]
         given = input_data_format or infer_channel_dimension_format(videos[0])

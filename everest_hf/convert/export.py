@@ -6,6 +6,7 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,7 +23,7 @@ from .checkpoint import check_free, save_atomically
 from .names import NAMES_OF_VIDEOMAE, PROJECTION, rename
 
 # By the name of a class in config.json: the class, and that of VideoMAE.
-_CLASSES = {
+_CLASSES: dict[str, tuple[Any, Any]] = {
     "EverestModel": (EverestModel, VideoMAEModel),
     "EverestForPreTraining": (EverestForPreTraining, VideoMAEForPreTraining),
     "EverestForVideoClassification": (EverestForVideoClassification, VideoMAEForVideoClassification),
@@ -98,8 +99,8 @@ def convert_to_videomae(source: str | os.PathLike, out: str | os.PathLike) -> Ex
         # The short side, scaled to the longer one of the model, covers a crop of any shape.
         size={"shortest_edge": max(config.frame_size)},
         crop_size=dict(zip(("height", "width"), config.frame_size, strict=True)),
-        image_mean=config.image_mean,
-        image_std=config.image_std,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
     )
     save_atomically(out, converted, processor)
     parameters = sum(weight.numel() for weight in model.parameters())
