@@ -203,8 +203,9 @@ def kill_decoders(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         run = psutil.Process(pid)
         for child in run.children():
-            if child.cmdline() == run.cmdline():
-                child.kill()
+            with suppress(psutil.ZombieProcess):  # of those that have ended already
+                if child.cmdline() == run.cmdline():
+                    child.kill()
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
