@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers.commands import PATIENCE, ROOT, train, train_on
+from helpers.commands import PATIENCE, ROOT, Run, train, train_on
 from helpers.tiny import tiny_config
 from helpers.videos import write_class_folders
 from test_distributed import PRETRAIN
@@ -223,9 +223,8 @@ def test_threads_are_the_users_where_he_chose(tmp_path):
     unasked = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     unasked |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", str(program)]
-    launched = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for environment in (unasked, unasked | {"OMP_NUM_THREADS": "1"})
-    ]
-    counts = [process.communicate(timeout=PATIENCE)[0].strip() for process in launched]
+    launched = subprocess.run(command, env=unasked, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
+    # The process that this one is forked from had OMP_NUM_THREADS=1 at its start, as the launcher of such a user has.
+    chosen = Run(cwd=tmp_path, script=program, environment={"ACCELERATE_MIXED_PRECISION": "no"}).wait()
+    counts = [launched.stdout.strip(), chosen.stdout.strip()]
     assert counts == [str(len(os.sched_getaffinity(0))), "1"]
