@@ -20,6 +20,7 @@ from .options import (
 if TYPE_CHECKING:
     import torch
 
+    from ..configuration_everest import EverestConfig
     from ..inference import Windows
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
@@ -166,7 +167,7 @@ class Reconstruction:
         self.clip = inference.to_uint8(pixel_values[0], self.processor)
         self.slots = _first(self.output.slots)
 
-    def _rebuilt(self) -> tuple:
+    def _rebuilt(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, EverestConfig]:
         output = self.output
         return self.clip, output.visible_ids[0], output.target_ids[0], output.logits[0], self.model.config
 

@@ -98,7 +98,7 @@ class Comparison:
     source: str
     date: str
     versions: dict[str, str]
-    model: str
+    model: str | None
     model_keep_ratio: float
     frame_oversampling: float
     device: str

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -123,7 +122,8 @@ def _pictures(windows: Iterable[tuple[dict[str, torch.Tensor], Sequence[str]]]) 
     canvas = None
     for panels, titles in windows:
         canvas = canvas or Canvas(panels)
-        for images, title in zip_longest(zip(*panels.values(), strict=True), titles, fillvalue=""):
+        images_by_time = list(zip(*panels.values(), strict=True))
+        for images, title in zip(images_by_time, titles or [""] * len(images_by_time), strict=True):
             yield canvas.compose(images, title)
 
 
@@ -145,7 +145,7 @@ class Canvas:
         self.background = self._draw(list(panels), (width, height))
 
     def _draw(self, captions: list[str], frame: tuple[int, int]) -> Image.Image:
-        figure = Figure(figsize=[side / DOTS for side in self.size], dpi=DOTS)
+        figure = Figure(figsize=(self.size[0] / DOTS, self.size[1] / DOTS), dpi=DOTS)
         pixels = FigureCanvasAgg(figure)
         for caption, left in zip(captions, self.lefts, strict=True):
             figure.text(left / self.size[0], 1 - (TOP - 5) / self.size[1], caption, fontsize=9)
@@ -159,7 +159,9 @@ class Canvas:
         for axis in figure.axes:
             axis.tick_params(labelsize=7)
         pixels.draw()
-        return Image.fromarray(np.asarray(pixels.buffer_rgba())).convert("RGB")
+        drawn = Image.new("RGB", self.size, "white")
+        drawn.paste(Image.fromarray(np.asarray(pixels.buffer_rgba())))  # a pixel smaller where inches are rounded down
+        return drawn
 
     def _place(self, left: int, width: int) -> tuple[float, float, float, float]:
         """Return where an axis is that is as high as the panels: left, bottom, width and height, as shares."""

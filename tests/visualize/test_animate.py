@@ -138,6 +138,14 @@ def test_the_scores_have_axes_and_a_scale(config):
     assert len(scale.unique(dim=0)) > 100
 
 
+@pytest.mark.parametrize("width", range(390, 394))
+def test_no_size_is_rounded_to_an_odd_one(width):
+    """A figure of 8.04 inches is 803.99 pixels wide, which are cut to 803."""
+    canvas = Canvas(dict.fromkeys(("clip", "kept"), torch.zeros(1, 3, 8, width, dtype=torch.uint8)))
+    assert canvas.background.size == canvas.size
+    assert canvas.size[0] % 2 == canvas.size[1] % 2 == 0
+
+
 def test_a_title_is_written_above_the_panels(config):
     panels = {"clip": colourful(1, config)}
     canvas = Canvas(panels)
