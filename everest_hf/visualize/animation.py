@@ -122,8 +122,9 @@ def _pictures(windows: Iterable[tuple[dict[str, torch.Tensor], Sequence[str]]]) 
     canvas = None
     for panels, titles in windows:
         canvas = canvas or Canvas(panels)
-        images_by_time = list(zip(*panels.values(), strict=True))
-        for images, title in zip(images_by_time, titles or [""] * len(images_by_time), strict=True):
+        images_by_time: list[tuple[torch.Tensor, ...]] = list(zip(*panels.values(), strict=True))
+        shown: Sequence[str] = titles or [""] * len(images_by_time)
+        for images, title in zip(images_by_time, shown, strict=True):
             yield canvas.compose(images, title)
 
 
