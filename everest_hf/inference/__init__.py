@@ -1,9 +1,8 @@
 """What a trained model is used for, shared by the commands, the page and notebooks.
 
 Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
-(classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a video window by
-window (windows.py). `predict` and
-`embed` of the package do all of it in one call (api.py).
+(classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a video
+window by window (windows.py). `predict` and `embed` of the package do all of it in one call (api.py).
 """
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
