@@ -10,6 +10,7 @@ and a folder `examples` of videos to choose from; without it, those of the quick
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import tempfile
@@ -196,9 +197,8 @@ def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
     """Return the page; examples: paths of videos by name."""
     ratio = demo.model.config.keep_ratio
     with gr.Blocks(title="EVEREST", delete_cache=CACHE_SECONDS) as page:
-        gr.Markdown(
-            f"# EVEREST\nA video classifier that works on the tokens that change over time. Model: `{demo.name}`."
-        )
+        name = re.sub(r"([^\w\s/.])", r"\\\1", demo.name)  # plain text wraps after a slash, code does not
+        gr.Markdown(f"# EVEREST\nA video classifier that works on the tokens that change over time. Model: {name}")
         with gr.Row():
             with gr.Column():
                 video = gr.File(label="Video", file_types=list(VIDEO_SUFFIXES), height=120)

@@ -387,7 +387,7 @@ def test_moving_pictures(clip, request, tmp_path, capsys, suffix, kind):
 
 
 def test_a_moving_picture_of_the_whole_video(clip, finetuned, tmp_path, capsys):
-    """Windows of 12 of every third frame: 0 to 33, and the last, 14 to 47, of which six frames are new."""
+    """Windows of 12 of every third frame: 0 to 33, and the last, 14 to 47, of which five are new."""
     path = tmp_path / "out.mp4"
     out = run_well(capsys, "visualize", clip, "-o", path, "--model", finetuned, "--all")
     assert out == f"{path}: 2 clips, of each 27 of 60 tokens kept\n"

@@ -65,7 +65,16 @@ def address(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "app.py"), "--model", "model", "--examples", "examples", "--port", str(port)]
+    command = [
+        sys.executable,
+        str(ROOT / "app.py"),
+        "--model",
+        str(folder / "model"),
+        "--examples",
+        "examples",
+        "--port",
+        str(port),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "*"}
     environment["TMPDIR"] = str(folder / "tmp")
     with (folder / "server.log").open("w") as log:
@@ -150,6 +159,8 @@ def test_nothing_is_wider_than_a_telephone(browser, address, folder):
     narrow = os.environ.get("EVEREST_SCREENSHOT_NARROW", folder / "narrow.png")
     page.screenshot(path=narrow, full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    title = page.locator("p", has_text=str(folder / "model"))
+    assert title.evaluate("e => [...e.querySelectorAll('*'), e].every(c => c.scrollWidth <= c.clientWidth)")
     cells = page.locator("table", has_text="GFLOPs").locator("td, th")
     assert cells.count() == 12
     assert cells.evaluate_all(BROKEN_WORDS) == []
