@@ -636,6 +636,9 @@ def test_a_url_is_predicted_like_a_file_within_limits(clip, finetuned, capsys, v
                 time.sleep(5)
             super().do_GET()
 
+        def log_message(self, *_):
+            """Say nothing: a slow answer would end up in the output of the next test."""
+
     options = ["--model", finetuned, "--json", "--views", views]
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=Path(clip).parent)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
