@@ -891,8 +891,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Ever
     name = f"labels for problem_type {problem_type!r}"
     if problem_type == "single_label_classification" and not labels.is_floating_point():
         check_shape(name, labels.flatten(), logits.shape[:1])
-        _check_classes(name, labels, config.num_labels)
-        return F.cross_entropy(logits, labels.flatten().long())
+        return _single_label_loss(name, logits, labels.flatten().long())
     labels = labels.to(logits.dtype)
     if config.num_labels == 1:
         labels = labels.reshape(-1, 1)  # (B,) or (B, 1)
@@ -904,13 +903,18 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Ever
     return F.cross_entropy(logits, labels)
 
 
-def _check_classes(name: str, labels: torch.Tensor, num_labels: int) -> None:
-    """Raise a ValueError for a class that there is not. On a GPU the kernel fails: to look there is to wait for it."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]  # -100: cross_entropy leaves it out
-    if len(wrong):
-        raise ValueError(f"{name} hold {int(wrong[0])}; expected classes from 0 to {num_labels - 1}")
+def _single_label_loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of logits (B, num_labels) for classes (B,), of which -100 is left out.
+
+    Raises:
+        ValueError: there is no such class. On a GPU the kernel fails instead: to look there is to wait for it.
+    """
+    try:
+        return F.cross_entropy(logits, labels)
+    except IndexError:
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= logits.shape[-1]))]
+        classes = f"expected classes from 0 to {logits.shape[-1] - 1}"
+        raise ValueError(f"{name} hold {int(wrong[0])}; {classes}") from None
 
 
 EverestModel.register_for_auto_class("AutoModel")

@@ -58,6 +58,7 @@ def add_command(commands, name: str, function, text: str, example: str) -> Parse
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
     add_rows_options(parser)
+    add_reading_options(parser)
 
 
 def add_rows_options(parser: argparse.ArgumentParser, labels: bool = True) -> None:
@@ -67,6 +68,10 @@ def add_rows_options(parser: argparse.ArgumentParser, labels: bool = True) -> No
     parser.add_argument("--video-column", metavar="NAME", help="column of a data set with the videos [by its type]")
     if labels:
         parser.add_argument("--label-column", metavar="NAME", help="column of a data set with the labels [label]")
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add how videos are fetched and decoded."""
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode [one a core]")
     parser.add_argument(
         "--url-schemes",

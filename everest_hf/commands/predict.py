@@ -7,6 +7,7 @@ from .options import (
     PROGRAM,
     add_command,
     add_model_options,
+    add_reading_options,
     add_rows_options,
     add_views_option,
     check_counts,
@@ -32,6 +33,7 @@ def add_parser(commands) -> None:
     add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     add_views_option(parser)
     add_rows_options(parser, labels=False)
+    add_reading_options(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at a time [8]")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")

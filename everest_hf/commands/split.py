@@ -16,6 +16,7 @@ def add_parser(commands) -> None:
         "Write train.csv and val.csv, and perhaps test.csv: lists with an equal share of each class.",
         f"{PROGRAM} split videos --val 0.2 --group '_(g[0-9]+)_'",
     )
+    parser.add_argument("source", metavar="SOURCE", help="list file, folder of class folders, or what training takes")
     add_rows_options(parser)
     parser.add_argument("--val", type=float, default=0.2, metavar="SHARE", help="of the videos for validation [0.2]")
     parser.add_argument("--test", type=float, default=0.0, metavar="SHARE", help="of the videos for a test [none]")

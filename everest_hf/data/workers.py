@@ -57,7 +57,17 @@ def start_worker(worker: int) -> None:
     """Prepare a process of a training run's DataLoader: its `worker_init_fn`."""
     keep_freed_memory(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends this one
+    sys.excepthook = _without_lost_connections
     _outlive_sigterm()
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, traceback) -> None:
+    """Report an error as Python does, unless it is a connection whose other end has gone.
+
+    The thread that hands tensors over reports so when the training process ends: its own error says why.
+    """
+    if not issubclass(kind, (OSError, EOFError, multiprocessing.AuthenticationError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _outlive_sigterm() -> None:

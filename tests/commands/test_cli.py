@@ -562,7 +562,8 @@ def test_convert_refuses_labels_that_do_not_fit(videomae, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize("command", [name.replace("_", "-") for name in COMMANDS])
+# train shows the help of a recipe.
+@pytest.mark.parametrize("command", [name.replace("_", "-") for name in COMMANDS if name != "train"])
 def test_help_has_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

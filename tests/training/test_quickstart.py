@@ -2,22 +2,24 @@
 
 import json
 import shlex
+from functools import partial
 
 import pytest
 from helpers.tiny import tiny_config
 
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli
-from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, write_motion_videos
+from everest_hf.data.synthetic import DIRECTIONS, MotionVideos
 from everest_hf.training import quickstart
-from everest_hf.training.recipe import load_recipe, parse_command_line
+from everest_hf.training.options import parse_command_line
+from everest_hf.training.recipe import load_recipe
 
 
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
     """The recipes of both stages after runs of a few steps, whose folder's name is no word of a shell."""
     monkeypatch.chdir(tmp_path)
-    videos = write_motion_videos("data/motion", MotionVideos(num_train=8, num_val=8))
-    stages = quickstart.load_stages(videos, {"output_dir": "runs/my first"})
+    monkeypatch.setattr(quickstart, "MotionVideos", partial(MotionVideos, num_train=8, num_val=8))
+    stages = quickstart.load_stages({"output_dir": "runs/my first"})
     lines = {"pretrain": [{"loss": 1.0}, {"loss": 0.5}], "finetune": [{"loss": 2.0}, {"val_top1": 0.75}]}
     for name, recipe in stages.items():
         (tmp_path / recipe.output_dir).mkdir(parents=True)
