@@ -58,6 +58,8 @@ class EverestConfig(PretrainedConfig):
         first token. attentive_pooling: in place of the mean or the first token, what a learned query takes from all
         tokens by attention, then a LayerNorm.
         classifier_dropout: dropout before the head. init_scale: factor on the head's initial weights.
+        class_weights: factors on the loss, one a class, of "single_label_classification"; None for 1. They change no
+        logit.
         num_labels, id2label, label2id, problem_type: as in every Transformers configuration.
 
     Raises:
@@ -120,6 +122,7 @@ class EverestConfig(PretrainedConfig):
         frame_oversampling: float = 1.0,
         init_scale: float = 0.001,
         classifier_dropout: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         **kwargs,
     ):
         self.image_size = list(image_size) if isinstance(image_size, (list, tuple)) else image_size
@@ -155,6 +158,7 @@ class EverestConfig(PretrainedConfig):
         self.frame_oversampling = frame_oversampling
         self.init_scale = init_scale
         self.classifier_dropout = classifier_dropout
+        self.class_weights = list(class_weights) if isinstance(class_weights, (list, tuple)) else class_weights
         # Checked here as well because some versions of Transformers raise a TypeError of many lines for it.
         _check_choice("problem_type", kwargs.get("problem_type"), (None, *PROBLEM_TYPES))
         super().__init__(**kwargs)
@@ -329,6 +333,17 @@ class EverestConfig(PretrainedConfig):
         ):
             _check_choice(name, getattr(self, name), known)
         _require(self.num_labels > 0, "num_labels", self.num_labels, "at least 1")
+        self._check_class_weights()
+
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        sound = isinstance(weights, (list, tuple)) and all(_is_number(weight) and weight > 0 for weight in weights)
+        right = f"None or a list of one positive number for each of num_labels={self.num_labels}"
+        _require(sound and len(weights) == self.num_labels, "class_weights", weights, right)
+        kind = "single_label_classification"
+        _require(self.problem_type in (None, kind), "class_weights", weights, f"None with {self.problem_type}")
 
     def _check_divisible(self) -> None:
         height, width = self.frame_size

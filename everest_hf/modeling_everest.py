@@ -882,16 +882,19 @@ def reads_mean_alone(config: EverestConfig, training: bool) -> bool:
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: EverestConfig) -> torch.Tensor:
     """Return the mean loss of logits (B, num_labels), in float32, by the config's problem_type.
 
-    Where the config has none, it is inferred from the labels, and set.
+    Where the config has none, it is inferred from the labels, and set. With the config's class_weights w, a clip's loss
+    is -sum_c w_c p_c log q_c over the classes, for labels p and predictions q; the mean is over clips, not over weights,
+    so that a batch has the same loss in parts.
     """
     logits = logits.float()
     problem_type = problem_type_of(config, labels)
     if config.problem_type is None:
         config.problem_type = problem_type  # as Transformers' own losses do: pipelines read it to make scores
     name = f"labels for problem_type {problem_type!r}"
+    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)  # (num_labels,)
     if problem_type == "single_label_classification" and not labels.is_floating_point():
         check_shape(name, labels.flatten(), logits.shape[:1])
-        return _single_label_loss(name, logits, labels.flatten().long())
+        return _single_label_loss(name, logits, labels.flatten().long(), weights)
     labels = labels.to(logits.dtype)
     if config.num_labels == 1:
         labels = labels.reshape(-1, 1)  # (B,) or (B, 1)
@@ -900,17 +903,21 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Ever
         return F.mse_loss(logits, labels)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, weights)
 
 
-def _single_label_loss(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _single_label_loss(
+    name: str, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
     """Return the mean cross-entropy of logits (B, num_labels) for classes (B,), of which -100 is left out.
+
+    With weights (num_labels,) the mean is over clips.
 
     Raises:
         ValueError: there is no such class. On a GPU the kernel fails instead: to look there is to wait for it.
     """
     try:
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, weights, reduction="mean" if weights is None else "none").mean()
     except IndexError:
         wrong = labels[(labels != -100) & ((labels < 0) | (labels >= logits.shape[-1]))]
         classes = f"expected classes from 0 to {logits.shape[-1] - 1}"

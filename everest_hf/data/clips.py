@@ -15,6 +15,8 @@ from .sampling import Sampling
 
 # A run of this many unreadable videos in the order of an epoch is no longer bad luck.
 MAX_REPLACEMENTS = 16
+# In the place of a row's number, for the seed of the order of `balanced_order`.
+_ORDER_OF_CLASSES = 2**62
 
 
 def seed_of(*, seed: int, epoch: int, index: int) -> int:
@@ -30,6 +32,31 @@ def epoch_order(*, num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the permutation of the rows (num_rows,) in an epoch."""
     generator = torch.Generator().manual_seed(seed_of(seed=seed, epoch=epoch, index=num_rows))
     return torch.randperm(num_rows, generator=generator)
+
+
+def balanced_order(*, labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """Return the draws (num_rows,) of an epoch with all classes equally often: in any stretch from the start, to one.
+
+    labels: the class of each row (num_rows,). A draw is row + k * num_rows for the k-th draw of that row, from 0, so
+    that all are different. The epoch is made of rounds; in each of them every class comes once, in a random order. The
+    rows of a class come in the order of a permutation, then of another one.
+    """
+    generator = torch.Generator().manual_seed(seed_of(seed=seed, epoch=epoch, index=_ORDER_OF_CLASSES))
+    classes = labels.unique()
+    rounds = -(-len(labels) // len(classes))
+    draws = torch.stack(
+        [_draws_of((labels == label).nonzero()[:, 0], rounds, len(labels), generator) for label in classes]
+    )
+    places = torch.rand(rounds, len(classes), generator=generator).argsort(dim=1)  # (rounds, classes)
+    return draws.T.gather(1, places).flatten()[: len(labels)]
+
+
+def _draws_of(rows: torch.Tensor, count: int, num_rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Return `count` draws of the rows (n,) of a class."""
+    orders = [
+        rows[torch.randperm(len(rows), generator=generator)] + k * num_rows for k in range(-(-count // len(rows)))
+    ]
+    return torch.cat(orders)[:count]
 
 
 def replacements(*, index: int, order: torch.Tensor) -> list[int]:
@@ -113,11 +140,17 @@ class VideoClips(torch.utils.data.Dataset):
     that cannot be read is replaced by the next one of the epoch's order (see `replacements`) and reported in "bad", a
     list of (path, reason); `index` is that of the row that was read.
 
-    Args: rows: data set with `video` and perhaps `label`. transform and the others: as `ClipReader`.
+    Args:
+        rows: data set with `video` and perhaps `label`. transform and the others: as `ClipReader`.
+        balanced: the order is that of `balanced_order`, and item row + k * len(rows) the k-th clip of that row, another
+            one for each k.
     """
 
-    def __init__(self, rows: Dataset, transform: Callable[[torch.Tensor], torch.Tensor], **reading):
+    def __init__(
+        self, rows: Dataset, transform: Callable[[torch.Tensor], torch.Tensor], *, balanced: bool = False, **reading
+    ):
         self.rows, self.reader = rows, ClipReader(transform, **reading)
+        self.labels = torch.tensor(rows["label"][:]) if balanced else None
         # In shared memory, so that a worker that started in an earlier epoch sees the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -134,7 +167,9 @@ class VideoClips(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def order(self) -> torch.Tensor:
-        """Return the permutation of the rows (num_rows,) in the epoch."""
+        """Return the items (num_rows,) of the epoch: a permutation of the rows, or what `balanced_order` draws."""
+        if self.labels is not None:
+            return balanced_order(labels=self.labels, seed=self.reader.seed, epoch=self.epoch)
         return epoch_order(num_rows=len(self), seed=self.reader.seed, epoch=self.epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -144,7 +179,9 @@ class VideoClips(torch.utils.data.Dataset):
             return self._read_replacement(index, error)
 
     def _read(self, index: int) -> dict[str, Any]:
-        return self.reader.read(self.rows[index], self.rows.features, epoch=self.epoch, index=index, place=index)
+        place = index % len(self)
+        item = self.reader.read(self.rows[place], self.rows.features, epoch=self.epoch, index=index, place=place)
+        return {**item, "index": place}
 
     def _read_replacement(self, index: int, error: VideoError) -> dict[str, Any]:
         bad = [(error.path, error.reason)]

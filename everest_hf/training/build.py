@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from datasets import Dataset
@@ -43,6 +44,8 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
         raise ValueError("model is None; it must be the checkpoint whose encoder is probed")
     if recipe.has_labels:
         values |= {"problem_type": recipe.problem_type, **_labels_of(recipe, train)}
+        # Set where it is None, too: the checkpoint's were those of other videos.
+        values["class_weights"] = _class_weights(recipe, train)
     model: Any
     if recipe.model is None:
         with torch.device("meta") if empty else nullcontext():
@@ -179,6 +182,19 @@ def _labels_of(recipe: Recipe, train: Dataset) -> dict:
         return {"num_labels": 1}
     names = class_names_of(train) or [str(i) for i in range(max(train["label"]) + 1)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def _class_weights(recipe: Recipe, train: Dataset) -> list[float] | None:
+    """Return the weights of the classes in the loss, if there are any: the recipe's own, or balanced ones.
+
+    Balanced: w_c = N / (C n_c) for class c with n_c of the N training videos, of C classes, as in scikit-learn after King
+    and Zeng 2001, Logistic Regression in Rare Events Data. All classes then weigh the same, and the mean over the
+    videos is 1.
+    """
+    if recipe.class_weights == "none":
+        return recipe.config.get("class_weights")
+    counts = np.bincount(train["label"][:])
+    return (counts.sum() / (len(counts) * counts)).tolist()
 
 
 def model_to_evaluate(recipe: Recipe) -> str:

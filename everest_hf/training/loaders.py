@@ -183,7 +183,7 @@ def build_train_loader(recipe: Recipe, config: EverestConfig, train: Dataset | I
     transform = build_transform(recipe, config)
     if recipe.streaming:
         return _stream_loader(recipe, train, transform, reading, loading)
-    clips = VideoClips(train, transform, **reading)
+    clips = VideoClips(train, transform, balanced=recipe.balanced_sampling, **reading)
     sampler = EpochSampler(clips, total_batch)
     return DataLoader(clips, sampler=sampler, **loading), sampler
 

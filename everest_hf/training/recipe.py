@@ -22,6 +22,7 @@ from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
 
 SINGLE_LABEL = "single_label_classification"
+CLASS_WEIGHTS = ("none", "balanced")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
 CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
@@ -108,6 +109,7 @@ class Recipe:
     max_pixels: int = _option(MAX_PIXELS, "Data", "frames x height x width decoded of a video at a time (0: any)")
     url_schemes: str | None = _option(None, "Data", "of addresses that are fetched beside hf, as https,s3; never file")
     max_bad_fraction: float = _option(0.01, "Data", "share of unreadable training videos that stops the run")
+    balanced_sampling: bool = _option(False, "Data", "draw each class equally often in an epoch")
 
     crop_scale: list = _option([1.0, 0.875, 0.75, 0.66], "Augmentation", "sides (pretrain) or area range (finetune)")
     crop_ratio: list = _option([0.75, 4 / 3], "Augmentation", "range of aspect ratios of random resized crops")
@@ -132,6 +134,12 @@ class Recipe:
     weight_decay: float = _option(0.05, "Optimisation", "weight decay, none on biases and norms")
     layer_decay: float = _option(1.0, "Optimisation", "factor on the learning rate from each layer to the one below")
     clip_grad: float = _option(0.0, "Optimisation", "largest norm of the gradient (0: no clipping)")
+    class_weights: str = _option(
+        "none",
+        "Optimisation",
+        "factors on the loss: none or balanced",
+        CLASS_WEIGHTS,
+    )
     ema: float = _option(0.0, "Optimisation", "decay of a moving average of the weights, the result (0: off)")
 
     eval_every: int = _option(1, "Evaluation", "epochs between evaluations on val, one view a video")
@@ -175,6 +183,7 @@ class Recipe:
             self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
         )
         self._check_stream()
+        self._check_balance()
         _require(not (self.dry_run and self.eval_only), "dry_run", True, "left out with eval_only")
         needed = "val" if self.eval_only else "train"
         source = getattr(self, needed)
@@ -229,6 +238,20 @@ class Recipe:
             right = "0 or more with streaming, left out otherwise"
             value = getattr(self, name)
             _require(value >= 0 if self.streaming else value == 0, name, value, right)
+
+    def _check_balance(self) -> None:
+        """Check that there are classes to balance, and that their videos can be counted."""
+        for name, off in (("class_weights", "none"), ("balanced_sampling", False)):
+            value = getattr(self, name)
+            if value == off:
+                continue
+            _require(self.has_labels, name, value, f"{off} in pre-training, which has no classes")
+            kind = self.problem_type
+            _require(kind == SINGLE_LABEL, name, value, f"{off} with problem_type={kind}")
+            _require(not self.streaming, name, value, f"{off} with streaming: a stream's videos are not counted")
+        if self.class_weights != "none":
+            right = "none where config has class_weights"
+            _require(self.config.get("class_weights") is None, "class_weights", self.class_weights, right)
 
     def _check_lists(self) -> None:
         scale, ratio, betas = self.crop_scale, self.crop_ratio, self.betas

@@ -26,6 +26,7 @@ from everest_hf.data import (
     EpochSampler,
     VideoClips,
     VideoViews,
+    balanced_order,
     check_readable,
     class_names_of,
     collate,
@@ -342,6 +343,33 @@ def test_epoch_order_is_a_permutation_of_its_own():
     orders = [epoch_order(num_rows=50, seed=3, epoch=epoch).tolist() for epoch in (0, 0, 1)]
     assert sorted(orders[0]) == list(range(50))
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_balanced_order_draws_all_classes_equally_often():
+    """Seven videos of class 0, two of class 1, one of class 2: ten draws, and any stretch from the start, to one."""
+    labels = torch.tensor([0, 1, 0, 0, 2, 0, 0, 1, 0, 0])
+    orders = [balanced_order(labels=labels, seed=3, epoch=epoch) for epoch in (0, 0, 1)]
+    assert orders[0].tolist() == orders[1].tolist() != orders[2].tolist()
+    for order in orders[1:]:
+        assert len(set(order.tolist())) == 10
+        drawn = labels[order % 10]
+        for stop in range(1, 11):
+            counts = drawn[:stop].bincount(minlength=3)
+            assert counts.max() - counts.min() <= 1
+        rows = {label: (order % 10)[drawn == label].bincount(minlength=10)[labels == label] for label in range(3)}
+        assert all(counts.max() - counts.min() <= 1 for counts in rows.values())  # nor is a video of a class preferred
+        assert [draw // 10 for draw in order.tolist() if draw % 10 == 4] == list(range(int(rows[2])))
+
+
+def test_a_clip_that_is_drawn_again_is_another_one(folder):
+    """The first draw of a row is the clip without balance."""
+    clips, plain = clips_of(load_videos(folder), balanced=True), clips_of(load_videos(folder))
+    first, again, other = clips[4], clips[10], plain[4]
+    assert first["seed"] == other["seed"] != again["seed"]
+    assert (first["index"], again["index"], again["labels"]) == (4, 4, first["labels"])
+    assert torch.equal(first["pixel_values"], other["pixel_values"])
+    assert not torch.equal(first["pixel_values"], again["pixel_values"])
+    assert sorted(EpochSampler(clips)) == list(range(6))  # of classes of the same size, every video once
 
 
 def test_order_goes_on_where_an_epoch_was_left(folder):

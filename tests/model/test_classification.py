@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from helpers.models import ATTENTIVE, assert_same_gradients, build, clips, gradients
+from helpers.tiny import tiny_config
 from torch import nn
 from transformers import AutoConfig
 
 from everest_hf import EverestForVideoClassification
+from everest_hf.modeling_everest import classification_loss
 
 # ------------------------------------------------------------------ pooling
 
@@ -136,6 +138,21 @@ def test_the_loss_of_soft_labels_is_their_cross_entropy():
     hard = model(clips(), labels=torch.tensor([1, 2])).loss
     one_hot = nn.functional.one_hot(torch.tensor([1, 2]), 3)
     assert model(clips(), labels=one_hot.float()).loss.item() == pytest.approx(hard.item(), rel=1e-6)
+
+
+def test_class_weights_by_hand():
+    """The mean over the clips of w_c times the loss; a soft label weighs each class by its share."""
+    torch.manual_seed(0)
+    config, logits, labels = tiny_config(num_labels=3, class_weights=[0.5, 2, 1]), torch.randn(4, 3), [0, 1, 1, 2]
+    losses = [-logits[i].log_softmax(-1)[label] * [0.5, 2, 1][label] for i, label in enumerate(labels)]
+    hard = classification_loss(logits, torch.tensor(labels), config)
+    torch.testing.assert_close(hard, torch.stack(losses).mean())
+    one_hot = torch.nn.functional.one_hot(torch.tensor(labels), 3).float()
+    torch.testing.assert_close(classification_loss(logits, one_hot, config), hard)
+    halves = [
+        classification_loss(logits[part], torch.tensor(labels)[part], config) for part in (slice(2), slice(2, 4))
+    ]
+    torch.testing.assert_close(torch.stack(halves).mean(), hard)  # accumulated, or on two processes
 
 
 def test_the_loss_of_several_labels_at_once():

@@ -161,6 +161,9 @@ BAD_FIELDS = [
     ("image_std", (0.2, NAN, 0.2), "number"),
     ("hidden_act", "gelo", "gelu"),
     ("problem_type", "clustering", "regression"),
+    ("class_weights", [1.0, 2.0], "num_labels=5"),
+    ("class_weights", [1.0, 2.0, 0, 1.0, 1.0], "positive"),
+    ("class_weights", "balanced", "list"),
 ]
 
 

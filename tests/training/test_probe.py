@@ -1,6 +1,7 @@
 """Probing: a head that learns on an encoder that stays as it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import yaml
 from accelerate import Accelerator
 from helpers.commands import train
 from helpers.tiny import TINY, tiny_config
-from helpers.videos import moving_frames, write_video
+from helpers.videos import moving_frames, write_list, write_video
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification
 
@@ -143,6 +144,20 @@ def test_training_mode_leaves_the_encoder_in_evaluation(place):
     assert not any(module.training for module in model.everest.modules())
     clips = torch.randn(2, 12, 3, 24, 40)
     assert torch.equal(prepared(clips).logits, prepared(clips).logits)  # no drop path
+
+
+def test_balanced_weights_of_the_classes_by_hand(place, tmp_path):
+    """Three bright videos and one dark: 4 / (2 * 3) and 4 / (2 * 1). Those of a checkpoint are of its own videos."""
+    videos = sorted((place / "videos" / "train").glob("*/*.mp4"))
+    rows = load_videos(
+        write_list(tmp_path / "few.txt", [(path, path.parent.name) for path in (*videos[:3], videos[-1])])
+    )
+    recipe = load_recipe(None, {**RECIPE, "model": str(place / "encoder"), "class_weights": "balanced"})
+    model = build.build_model(recipe, rows)
+    assert model.config.class_weights == pytest.approx([2 / 3, 2])
+    model.save_pretrained(tmp_path / "weighted")
+    config = build.build_model(replace(recipe, model=str(tmp_path / "weighted"), class_weights="none"), rows).config
+    assert config.class_weights is None
 
 
 # ------------------------------------------------------------------ the recipe
