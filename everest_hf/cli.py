@@ -8,6 +8,7 @@ from collections.abc import Callable
 from .arguments import Parser
 from .commands import (
     check_data,
+    compare,
     convert,
     embed,
     export,
@@ -40,6 +41,7 @@ COMMANDS = (
     tune_keep_ratio,
     visualize,
     export,
+    compare,
     push,
 )
 

@@ -11,7 +11,7 @@ from .figures import plt, save
 
 # The keys of a log that are drawn: losses, and the main scores of each kind of fine-tuning.
 LOSSES: tuple[str, ...] = ("loss", "val_loss")
-SCORES: tuple[str, ...] = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson")
+SCORES: tuple[str, ...] = ("val_top1", "val_top5", "val_map", "val_f1", "val_pearson", "val_knn_top1")
 # Widths of a cell of a confusion picture and of the whole picture, in inches.
 LARGEST_CONFUSION_CELL, LARGEST_CONFUSION = 0.45, 13.0
 # The smallest letters that can be read, in points, of which an inch has 72.
@@ -45,6 +45,54 @@ def draw_curves(logs: dict[str, list[dict]], path: str | Path) -> None:
         if axis.lines:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(keys), fontsize=8, frameon=False)
     save(figure, path)
+
+
+def draw_comparison(runs: Sequence[tuple[str, str | None, list[dict]]], path: str | Path) -> None:
+    """Draw several runs, each in a colour of its own: the losses, a panel a task, then each score on held-out videos.
+
+    runs: name, task and the lines of log.jsonl of each. Losses of different tasks cannot be compared.
+
+    Raises:
+        ValueError: no run has a loss or a score.
+    """
+    panels = {}
+    for key in (*LOSSES, *SCORES):
+        for task in dict.fromkeys(task for _, task, _ in runs) if key in LOSSES else (None,):
+            lines = {
+                place: points
+                for place, (_, its_task, log) in enumerate(runs)
+                if (key in SCORES or its_task == task) and (points := _points(log, key))
+            }
+            if lines:
+                panels[key if task is None else f"{task}: {key}"] = lines
+    if not panels:
+        raise ValueError(f"{', '.join(name for name, _, _ in runs)}: no figures are logged yet")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, 3.2 * rows + 0.3), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for place, points in lines.items():
+            _plot(axis, points, color=f"C{place}")
+        axis.set(title=title, xlabel="step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    handles = [plt.Line2D([], [], color=f"C{place}", label=name) for place, (name, _, _) in enumerate(runs)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(runs)), fontsize=8)
+    save(figure, path)
+
+
+def _points(log: list[dict], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a figure; what was not finite is null in a log, and no point."""
+    return [(line["step"], line[key]) for line in log if isinstance(line.get(key), (int, float))]
+
+
+def _plot(axis, points: list[tuple[int, float]], **style) -> None:
+    marker = "o" if len(points) < 20 else None
+    axis.plot(*zip(*points, strict=True), marker=marker, markersize=3, **style)
 
 
 def draw_keep_ratios(results: Sequence[Any], recommended: Any, path: str | Path) -> None:
