@@ -27,11 +27,13 @@ from transformers.utils.logging import disable_progress_bar
 from everest_hf.data.workers import naming_lost_workers
 from everest_hf.distributed import main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
+from everest_hf.evaluation.neighbours import evaluate_neighbours
 from everest_hf.files import printable
 from everest_hf.hub import Uploads
 from everest_hf.hub.card import write_card
 from everest_hf.training import build, loaders, quickstart
 from everest_hf.training.accelerator import build_accelerator
+from everest_hf.training.batch_size import with_batch_size
 from everest_hf.training.checkpoints import Checkpoints, save_final_model
 from everest_hf.training.dry_run import dry_run
 from everest_hf.training.folder import hold
@@ -49,6 +51,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     """Run a recipe from its data to a saved model and return the last figures on its validation set."""
     accelerator = build_accelerator(recipe)
     with hold(Path(recipe.output_dir), accelerator):
+        recipe = with_batch_size(recipe, accelerator)
         run, model = main_first(accelerator, set_up, recipe, accelerator)
         uploads = main_first(accelerator, Uploads, recipe.push_to_hub, run.folder, accelerator)
         loader, sampler = loaders.build_train_loader(recipe, run.config, run.train, run.total_batch)
@@ -57,12 +60,12 @@ def train(recipe: Recipe) -> dict[str, float]:
         average = build.finish_model(recipe, accelerator, model)
         set_seed(recipe.seed, device_specific=True)  # each process draws for dropout and erasing on its own
         progress = Progress(run, accelerator)
-        parts = {"schedule": schedule, "meter": progress.meter}
+        parts = {"schedule": schedule, **progress.parts}
         checkpoints = Checkpoints(run.folder, accelerator, parts=parts, average=average, **run.checkpointing)
         step = checkpoints.resume()
 
         with progress.started(step, checkpoints.standing):
-            for epoch in range(step // run.steps_per_epoch, recipe.epochs):
+            for epoch in progress.epochs(step):
                 model.train()
                 loader.set_epoch(epoch)
                 sampler.set_epoch(epoch, start=step % run.steps_per_epoch * run.total_batch)
@@ -87,24 +90,26 @@ def train(recipe: Recipe) -> dict[str, float]:
                     with progress.paused():
                         if run.is_evaluated_after(step):
                             figures = judge(run, accelerator, model, average)
-                            progress.write(step, figures)
-                        if step == run.total_steps or progress.stopping or checkpoints.are_due(step, figures):
+                            progress.end_evaluation(step, figures)
+                        if run.is_monitored_after(step):
+                            progress.write(step, monitor(run, accelerator, model, average))
+                        if progress.is_over(step) or progress.stopping or checkpoints.are_due(step, figures):
                             progress.settle()
                             checkpoints.save(step, figures, model, run.processor)
-                            if uploads.repo and step < run.total_steps:
+                            if uploads.repo and not progress.is_over(step):
                                 uploads.start(checkpoints.all()[-1], run, step)
                     if progress.stopping:
                         progress.stop(step)
 
-        figures = {}
+        figures, result = {}, step if recipe.keep == "last" else checkpoints.restore_best(step)
         if run.val is not None:
             figures = judge(run, accelerator, model, average, loaders.final_views(recipe), run.folder)
             progress.write(step, figures)
         saved = save_final_model(accelerator, model, run.processor, run.folder, average)
         if accelerator.is_main_process:
-            write_card(saved, run, steps=step, figures=figures)
+            write_card(saved, run, steps=result, figures=figures)
             draw_pictures(run, saved, progress.log.read())
-            print(summarise(run, figures, progress.log.read(), saved, checkpoints.best(), progress.bad))
+            print(summarise(run, step, figures, progress.log.read(), saved, checkpoints.best(), progress.bad))
         progress.log.close()
         accelerator.free_memory()
         if uploads.repo:  # last of all, so that nothing is lost where it fails
@@ -129,6 +134,15 @@ def judge(
     source, count_bad = str(recipe.val), recipe.count_bad_as_wrong
     with averaged(average):
         return evaluate_model(accelerator, model, loader, source=source, count_bad=count_bad, folder=folder)
+
+
+def monitor(
+    run: Run, accelerator: Accelerator, model: torch.nn.Module, average: MovingAverage | None
+) -> dict[str, float]:
+    """Return the figure of the recipe's monitor of a pre-training, with the average of the weights if there is one."""
+    loader = loaders.build_val_loader(run.recipe, run.config, run.val, 1, 1)
+    with averaged(average):
+        return evaluate_neighbours(accelerator, model, loader, source=str(run.recipe.val))
 
 
 def evaluate(recipe: Recipe) -> dict[str, float]:

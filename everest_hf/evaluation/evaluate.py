@@ -178,7 +178,7 @@ def evaluate_model(
 def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return what all processes together found, and the reasons of unreadable videos by path."""
     bad: dict[str, str] = {}
-    batches = _on_device(loader, accelerator, bad)
+    batches = on_device(loader, accelerator, bad)
     to_pixel_values = partial(transforms.normalize, mean=config.image_mean, std=config.image_std)
     if problem_type is None:
         found = video_losses(model, batches, to_pixel_values=to_pixel_values)
@@ -205,7 +205,7 @@ def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
         logger.warning("unreadable, counted as wrong: %s", VideoError(path, reason))
 
 
-def _on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:
+def on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:
     """Yield the batches of a loader on the device, with progress; put unreadable videos and their reasons into `bad`."""
     hidden = not accelerator.is_main_process
     for batch in tqdm(loader, "evaluation", unit="batch", leave=False, delay=PROGRESS_AFTER, disable=hidden):

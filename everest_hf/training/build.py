@@ -53,11 +53,16 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
     else:
         model = _start_from(recipe.model, cls, values, empty)
     _check_channels(model.config)
+    set_up_training(recipe, model)
+    return model
+
+
+def set_up_training(recipe: Recipe, model: Any) -> None:
+    """Let a model train what the recipe trains, and recompute layers where it says so."""
     if recipe.task == "probe":
         model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
 
 
 def _start_from(source: str, cls, values: dict, empty: bool) -> EverestPreTrainedModel:

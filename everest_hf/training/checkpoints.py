@@ -20,7 +20,7 @@ from ..data import differences
 from ..distributed import WRITE_ERRORS, all_write, end_together, first_line
 from ..files import put_in_place
 from ..video_processing_everest import EverestVideoProcessor
-from .integrity import checkpoints_in, files_in, find_checkpoint, read_progress, write_progress
+from .integrity import checkpoints_in, files_in, find_checkpoint, read_progress, step_of, write_progress
 from .optim import MovingAverage, averaged
 from .state import load_state, save_state
 
@@ -155,9 +155,29 @@ class Checkpoints:
             end_together(failure)
         if newest is None:
             return 0
-        self._load(newest, progress["processes"])
+        is_restored = self._load(newest)
+        if not (is_restored and progress["processes"] == self.accelerator.num_processes):
+            what = "%s was saved by %d processes, or on other devices: from here on, dropout draws other numbers"
+            if self.accelerator.is_main_process:
+                logger.warning(what, newest, progress["processes"])
         self.resumed_from = newest
         return progress["step"]
+
+    def restore_best(self, step: int) -> int:
+        """Give the model the weights of the best checkpoint; return its number of steps. Every process calls it.
+
+        step: the steps that are done, whose weights the model has.
+
+        Raises:
+            ValueError: no evaluation gave a finite figure, or the checkpoint does not load. On the main process.
+        """
+        (best,) = broadcast_object_list([self.best() if self.accelerator.is_main_process else None])
+        if best is None:
+            end_together(ValueError(f"keep is 'best', and no checkpoint in {self.folder} has a finite figure on val"))
+        best_step = step_of(best)
+        if best_step != step:
+            self._load(best)
+        return best_step
 
     def _choose(self) -> tuple[Path | None, dict[str, Any]]:
         """Return the checkpoint to go on from and its progress; tidy up what killed runs and bad disks have left."""
@@ -174,8 +194,11 @@ class Checkpoints:
             logger.warning("%s, and the run goes on from %s", what, found.newest)
         return found.newest, found.progress
 
-    def _load(self, checkpoint: Path, processes: int) -> None:
-        """Load a checkpoint; where that fails on one of the processes, all end."""
+    def _load(self, checkpoint: Path) -> bool:
+        """Load a checkpoint; return whether the random states of all processes are as they were.
+
+        Where it fails on one of the processes, all end.
+        """
         failure, is_restored = None, True
         try:
             is_restored = load_state(self.accelerator, checkpoint / "state", self.parts)
@@ -188,10 +211,7 @@ class Checkpoints:
         outcomes = gather_object([(failure, is_restored)])
         if failures := [text for text, _ in outcomes if text is not None]:
             end_together(ValueError(f"checkpoint {checkpoint} is not loaded: {failures[0]}"))
-        is_same = processes == self.accelerator.num_processes and all(restored for _, restored in outcomes)
-        if not is_same and self.accelerator.is_main_process:
-            what = "%s was saved by %d processes, or on other devices: from here on, dropout draws other numbers"
-            logger.warning(what, checkpoint, processes)
+        return all(restored for _, restored in outcomes)
 
 
 def refuse_other_setting(checkpoint: Path, progress: dict[str, Any], setting: dict[str, Any]) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from ..configuration_everest import EverestConfig
-from ..cost import clip_cost, count_parameters, training_memory
+from ..cost import clip_cost, count_parameters
 from ..distributed import main_first
 from ..files import LOCK, held
 from . import build
 from .accelerator import build_accelerator
+from .batch_size import memory_of, with_batch_size
 from .checkpoints import refuse_other_setting
 from .folder import refuse_other_run
 from .integrity import Found, find_checkpoint
@@ -35,6 +35,7 @@ def dry_run(recipe: Recipe) -> None:
         ValueError, OSError: what would stop the run before its first step.
     """
     accelerator = build_accelerator(recipe)
+    recipe = with_batch_size(recipe, accelerator, try_steps=False)
     accelerator.print(main_first(accelerator, describe, recipe, accelerator))
 
 
@@ -138,18 +139,7 @@ def _learning_rate(run: Run) -> str:
 
 
 def _memory(config: EverestConfig, recipe: Recipe, accelerator: Accelerator) -> str:
-    zero = accelerator.deepspeed_plugin
-    memory = training_memory(
-        config,
-        recipe.task,
-        recipe.batch_size * recipe.num_sample,
-        mixed_precision=accelerator.mixed_precision,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        moving_average=recipe.ema > 0,
-        num_processes=accelerator.num_processes,
-        sharded=accelerator.distributed_type == DistributedType.FSDP or (zero is not None and zero.zero_stage == 3),
-        on_cpu=accelerator.device.type == "cpu",
-    )
+    memory = memory_of(recipe, config, accelerator, recipe.batch_size)
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,

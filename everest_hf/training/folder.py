@@ -16,6 +16,8 @@ from .recipe import Recipe, load_recipe
 
 # The list of the training videos that could not be read.
 BAD_VIDEOS = "bad_videos.txt"
+# The picture of what the model sees in training.
+TRAIN_CLIPS = "train_clips.png"
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def write_recipe(recipe: Recipe) -> None:
 def _remove_run(folder: Path) -> None:
     for name in ("checkpoints", "model", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("recipe.yaml", LOG, NAME, BAD_VIDEOS, OPENED, *REPORT):
+    for name in ("recipe.yaml", LOG, NAME, BAD_VIDEOS, TRAIN_CLIPS, OPENED, *REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -29,6 +29,11 @@ class Found:
     damaged: list[tuple[Path, str]]
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps in the name of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the oldest first; what else is there is nobody's business."""
     named = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]

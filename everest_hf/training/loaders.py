@@ -47,24 +47,48 @@ def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     Raises:
         FileNotFoundError, ValueError: as `everest_hf.data.load_videos`; and a class has no training video.
     """
-    labelled = recipe.has_labels
-    options: dict[str, Any] = {"labels_required": labelled, "problem_type": recipe.problem_type}
-    if recipe.streaming:
-        train = stream_videos(num_labels=recipe.num_classes or None, **_source_of(recipe, "train"), **options)
-    else:
-        train = load_videos(**_source_of(recipe, "train"), **options)
-    has_classes = labelled and recipe.problem_type != "regression"
-    if has_classes and not recipe.streaming:
-        check_classes(train, str(recipe.train))
+    train = load_train(recipe)
     if recipe.val is None:
         return train, None
-    names = class_names_of(train)
+    names, has_classes = class_names_of(train), _has_classes(recipe)
     if has_classes and names is None:
         names = [str(i) for i in range(max(train["label"]) + 1)]
-    val = load_videos(class_names=names if has_classes else None, **_source_of(recipe, "val"), **options)
+    names = names if has_classes else None
+    val = load_videos(class_names=names, **_source_of(recipe, "val"), **_labels_of(recipe))
+    if recipe.monitor == "knn":
+        _check_monitored(val, str(recipe.val))
     if not recipe.streaming and PartialState().is_main_process:
         warn_of_shared(train, val, str(recipe.val))
     return train, val
+
+
+def load_train(recipe: Recipe) -> Dataset | IterableDataset:
+    """Return the rows of training. Raises as `load_rows`."""
+    where = _source_of(recipe, "train")
+    if recipe.streaming:
+        return stream_videos(num_labels=recipe.num_classes or None, **where, **_labels_of(recipe))
+    train = load_videos(**where, **_labels_of(recipe))
+    if _has_classes(recipe):
+        check_classes(train, str(recipe.train))
+    return train
+
+
+def _has_classes(recipe: Recipe) -> bool:
+    return recipe.has_labels and recipe.problem_type != "regression"
+
+
+def _labels_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what labels the run needs, as arguments of `load_videos`."""
+    return {"labels_required": recipe.has_labels, "problem_type": recipe.problem_type}
+
+
+def _check_monitored(val: Dataset, source: str) -> None:
+    """Raise a ValueError unless there are classes of several videos for nearest neighbours."""
+    labels = val["label"][:] if "label" in val.column_names else []
+    if not labels or None in labels:
+        raise ValueError(f"{source}: has no labels, which monitor=knn needs; name them, or leave out monitor")
+    if len(labels) < 2:
+        raise ValueError(f"{source}: has 1 video; monitor=knn needs 2 or more, which are neighbours")
 
 
 def identities_of(train: Dataset | IterableDataset, val: Dataset | None) -> dict[str, dict[str, Any] | None]:

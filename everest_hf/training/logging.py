@@ -85,15 +85,16 @@ class RunLog:
     def read(self) -> list[dict]:
         return read_log(self.path) if self.path.exists() else []
 
-    def cut_after(self, step: int, *, finished: bool = False) -> None:
+    def cut_after(self, step: int, *, evaluations: int | None = None) -> None:
         """Forget what a killed run logged after the checkpoint that the run goes on from.
 
-        finished: the steps are all done; the final evaluation is forgotten too, as it is made again.
+        evaluations: where no step is left, how many evaluations after this one stay; the final one is made again.
         """
         if self.accelerator.is_main_process:
             kept = [line for line in self.read() if line["step"] <= step]
-            if finished:
-                kept = [line for line in kept if line["step"] < step or "loss" in line]
+            if evaluations is not None:
+                places = [i for i, line in enumerate(kept) if line["step"] == step and "val_loss" in line]
+                kept = [line for i, line in enumerate(kept) if i not in places[evaluations:]]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_whole(self.path, lambda aside: aside.write_text(text))
 

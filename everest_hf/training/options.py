@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import yaml
 
@@ -64,7 +66,19 @@ def _argument(option: dataclasses.Field) -> dict:
     if isinstance(default, list):
         return {"type": float, "nargs": "+", "metavar": "X", "help": text}
     kind = option.type if isinstance(option.type, type) else str  # "str | None" is no type
+    if word := option.metadata["word"]:
+        return {"type": _or_word(kind, word), "metavar": f"{kind.__name__.upper()}|{word}", "help": text}
     return {"type": kind, "choices": option.metadata["choices"], "metavar": kind.__name__.upper(), "help": text}
+
+
+def _or_word(kind: type, word: str) -> Callable[[str], Any]:
+    """Return what reads a value of a type, or a word; argparse calls it by the type's name."""
+
+    def read(text: str) -> Any:
+        return text if text == word else kind(text)
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def _defaults_in_words(option: dataclasses.Field) -> str:

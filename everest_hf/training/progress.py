@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from ..data import BadVideos
 from ..distributed import end_together
 from . import loaders
+from .early_stopping import Patience
 from .folder import BAD_VIDEOS
 from .guard import STOPPED, Watch
 from .logging import LOG, Bar, Meter, RunLog
@@ -22,13 +23,15 @@ from .summary import describe
 class Progress:
     """The figures of a run as its steps are taken. Every process has one.
 
-    meter: its state belongs to a checkpoint. log: of the run's folder.
+    parts: by name, what has a state that belongs to a checkpoint. log: of the run's folder.
     """
 
     def __init__(self, run: Run, accelerator: Accelerator):
         self.run, self.accelerator = run, accelerator
         self.log = RunLog(run.folder / LOG, accelerator)
-        self.meter = Meter(accelerator.device)
+        self.meter, self.patience = Meter(accelerator.device), Patience(run.recipe.patience)
+        # Without patience there is no part of it: checkpoints of earlier versions have none.
+        self.parts = {"meter": self.meter, **({"patience": self.patience} if run.recipe.patience else {})}
         self.bad = BadVideos(run.folder / BAD_VIDEOS)
 
     @contextmanager
@@ -38,13 +41,26 @@ class Progress:
         standing: says, for an error, what there is of checkpoints.
         """
         run, accelerator = self.run, self.accelerator
-        self.log.cut_after(step, finished=step == run.total_steps)
+        self.log.cut_after(step, evaluations=int(run.is_evaluated_after(step)) if self.is_over(step) else None)
         self.log.start_trackers(vars(run.recipe), step)
         accelerator.print(describe(run))
+        if self.patience.is_over:
+            accelerator.print(f"the run has stopped early, after step {step}: nothing is left to train")
         self.bar = Bar(run.recipe.task, step, run.total_steps, hidden=not accelerator.is_main_process)
         self.watch = Watch(accelerator, lambda indices: loaders.names_of(run.train, indices), standing)
         with self.bar, self.watch:
             yield
+
+    def epochs(self, step: int) -> Iterator[int]:
+        """Yield the epochs that are left after `step` steps, until the patience is over: at the end of an epoch."""
+        for epoch in range(step // self.run.steps_per_epoch, self.run.recipe.epochs):
+            if self.patience.is_over:
+                return
+            yield epoch
+
+    def is_over(self, step: int) -> bool:
+        """Say whether no step is left after `step` steps."""
+        return step == self.run.total_steps or self.patience.is_over
 
     def batches(self, loader: Iterable[dict]) -> Iterator[dict]:
         """Yield the batches of a loader, without what they report of bad videos, and count the wait for each."""
@@ -88,6 +104,11 @@ class Progress:
                     f"max_bad_fraction={most}; the first is {path}: {reason}; all are in {bad.path}"
                 )
             )
+
+    def end_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Take the figures of an evaluation during the run."""
+        self.patience.take(figures)
+        self.write(step, figures)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Write a line of the log."""

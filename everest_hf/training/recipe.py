@@ -22,7 +22,11 @@ from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
 
 SINGLE_LABEL = "single_label_classification"
+# In the place of batch_size, until the run has put a number there.
+AUTO = "auto"
 CLASS_WEIGHTS = ("none", "balanced")
+MONITORS = ("none", "knn")
+KEPT = ("last", "best")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
 CONFIG_FIELDS = ["problem_type", *[p.name for p in _ARGUMENTS if p.name != "self" and p.kind is not p.VAR_KEYWORD]]
@@ -55,9 +59,10 @@ STEERING = {
 _LEFT_OUT: Any = ...
 
 
-def _option(default, group: str, text: str, choices: tuple | None = None) -> Any:
-    """A field of the recipe with its default and its help text."""
-    return field(default=_LEFT_OUT, metadata={"default": default, "group": group, "help": text, "choices": choices})
+def _option(default, group: str, text: str, choices: tuple | None = None, word: str | None = None) -> Any:
+    """A field of the recipe with its default and its help text; `word`: what it may be beside values of its type."""
+    metadata = {"default": default, "group": group, "help": text, "choices": choices, "word": word}
+    return field(default=_LEFT_OUT, metadata=metadata)
 
 
 def default_of(option: dataclasses.Field) -> Any:
@@ -126,7 +131,9 @@ class Recipe:
 
     epochs: int = _option(800, "Optimisation", "passes over the training videos")
     warmup_epochs: float = _option(40, "Optimisation", "epochs of linear warm-up from 0")
-    batch_size: int = _option(24, "Optimisation", "videos a process and step, each for num_sample clips")
+    batch_size: int = _option(
+        24, "Optimisation", "videos a process and step, each for num_sample clips; auto: all that fit", word=AUTO
+    )
     gradient_accumulation_steps: int = _option(1, "Optimisation", "batches to a step of the optimizer")
     base_lr: float = _option(1e-3, "Optimisation", "peak learning rate for a total batch of 256, scaled linearly")
     min_lr: float = _option(1e-5, "Optimisation", "final learning rate for a total batch of 256, scaled linearly")
@@ -147,6 +154,13 @@ class Recipe:
     crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
     count_bad_as_wrong: bool = _option(False, "Evaluation", "count unreadable videos of val as wrong, do not stop")
 
+    monitor: str = _option(
+        "none", "Evaluation", "in pre-training: none, or knn (top-1 of neighbours on val)", MONITORS
+    )
+    monitor_every: int = _option(1, "Evaluation", "epochs between figures of the monitor")
+    patience: int = _option(0, "Evaluation", "evaluations without a better figure that stop the run (0: off)")
+    keep: str = _option("last", "Evaluation", "which checkpoint is the result: last, or best on val", KEPT)
+
     seed: int = _option(0, "Run", "seed of weights, order, crops and selection")
     log_every: int = _option(10, "Run", "steps between lines of the log")
     save_every: float = _option(10.0, "Run", "epochs between checkpoints; 0.1: ten an epoch")
@@ -164,13 +178,17 @@ class Recipe:
         self.output_dir = os.path.expanduser(self.output_dir)  # which no shell has done in a file
         self.model = self.model and os.path.expanduser(self.model)
         check_names(self.config, CONFIG_FIELDS, "config")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
+        if self.batch_size == AUTO:
+            _require(not self.eval_only, "batch_size", AUTO, "a number with eval_only")
+        else:
+            _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        for name in ("epochs", "gradient_accumulation_steps", "frame_step", "segments", "crops"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("eval_every", "log_every", "keep_checkpoints", "shuffle_buffer", "num_sample"):
+        for name in ("monitor_every", "eval_every", "log_every", "keep_checkpoints", "shuffle_buffer", "num_sample"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("rand_augment", "mixup", "cutmix", "decode_timeout", "max_pixels"):
+        for name in ("patience", "rand_augment", "mixup", "cutmix", "decode_timeout", "max_pixels"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -188,6 +206,7 @@ class Recipe:
         needed = "val" if self.eval_only else "train"
         source = getattr(self, needed)
         _require(source is not None, needed, source, "a list file or a folder of class folders")
+        self._check_evaluation()
         if self.count_bad_as_wrong:
             _require(self.has_labels, "count_bad_as_wrong", True, "false: in pre-training no video is wrong")
             _require(self.problem_type != "regression", "count_bad_as_wrong", True, "false: no number is wrong")
@@ -238,6 +257,15 @@ class Recipe:
             right = "0 or more with streaming, left out otherwise"
             value = getattr(self, name)
             _require(value >= 0 if self.streaming else value == 0, name, value, right)
+
+    def _check_evaluation(self) -> None:
+        for name, off in (("patience", 0), ("keep", "last"), ("monitor", "none")):
+            value = getattr(self, name)
+            _require(value == off or self.val is not None, name, value, f"{off} without val")
+        if self.monitor != "none":
+            _require(not self.has_labels, "monitor", self.monitor, f"none with task={self.task}")
+            kind = self.problem_type
+            _require(kind == SINGLE_LABEL, "monitor", self.monitor, f"none with problem_type={kind}")
 
     def _check_balance(self) -> None:
         """Check that there are classes to balance, and that their videos can be counted."""
@@ -376,8 +404,12 @@ def _check_type(option: dataclasses.Field, value) -> None:
     allowed: Any = str if get_origin(option.type) is Literal else option.type
     if allowed is float and isinstance(value, int) and not isinstance(value, bool):
         return
+    word = option.metadata["word"]
+    if word is not None and value == word:
+        return
     sound = isinstance(value, allowed) and not (allowed is int and isinstance(value, bool))
-    _require(sound, option.name, value, f"of the type {getattr(allowed, '__name__', allowed)}")
+    right = f"of the type {getattr(allowed, '__name__', allowed)}" + (f", or {word}" if word else "")
+    _require(sound, option.name, value, right)
     choices = option.metadata["choices"]
     _require(choices is None or value in choices, option.name, value, f"one of {choices}")
 

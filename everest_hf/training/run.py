@@ -13,8 +13,9 @@ from ..modeling_everest import EverestPreTrainedModel
 from ..video_processing_everest import EverestVideoProcessor
 from . import build, loaders
 from .accelerator import hardware_of
-from .folder import write_recipe
+from .folder import TRAIN_CLIPS, write_recipe
 from .recipe import Recipe
+from .train_clips import draw_train_clips
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,19 @@ class Run:
         return {"keep": self.recipe.keep_checkpoints, "every": every, "setting": self.setting}
 
     def is_evaluated_after(self, step: int) -> bool:
-        """Say whether the model is evaluated after a step that is not the last."""
+        """Say whether the model is evaluated after a step, beside the final evaluation of the run's result.
+
+        After the last step only where the result is the best of all.
+        """
         is_due = step % (self.recipe.eval_every * self.steps_per_epoch) == 0
-        return self.val is not None and is_due and step < self.total_steps
+        if step == self.total_steps:
+            is_due = self.recipe.keep == "best"
+        return self.val is not None and is_due
+
+    def is_monitored_after(self, step: int) -> bool:
+        """Say whether the monitor is due after a step: after some epochs, and the last step."""
+        is_due = step % (self.recipe.monitor_every * self.steps_per_epoch) == 0 or step == self.total_steps
+        return self.recipe.monitor != "none" and is_due
 
     @property
     def num_val(self) -> int:
@@ -73,14 +84,18 @@ class Run:
 def set_up(recipe: Recipe, accelerator: Accelerator) -> tuple[Run, EverestPreTrainedModel]:
     """Return a run that is ready to train and its model, with weights drawn from the seed or those of a checkpoint.
 
-    Only the main process writes the run's folder and opens videos.
+    Only the main process writes the run's folder, opens videos and draws the first training clips.
 
     Raises:
         ValueError, OSError: folder, data, model or videos are not what the recipe needs.
     """
     if accelerator.is_main_process:
         write_recipe(recipe)
-    return plan(recipe, accelerator, opened=Path(recipe.output_dir) / loaders.OPENED)
+    run, model = plan(recipe, accelerator, opened=Path(recipe.output_dir) / loaders.OPENED)
+    picture = run.folder / TRAIN_CLIPS
+    if accelerator.is_main_process and not picture.exists():
+        draw_train_clips(recipe, model, run.train, picture)
+    return run, model
 
 
 def plan(

@@ -30,16 +30,18 @@ def describe(run: Run) -> str:
 
 
 def summarise(
-    run: Run, figures: dict[str, float], log: list[dict], model: Path, best: Path | None, bad: BadVideos
+    run: Run, step: int, figures: dict[str, float], log: list[dict], model: Path, best: Path | None, bad: BadVideos
 ) -> str:
-    """Say how a run ended and where its results are: a line, then a table."""
+    """Say how a run ended, after `step` steps, and where its results are: a line, then a table."""
     shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items()) or "no validation set"
     lines = [line for line in log if "loss" in line]
     seconds = sum(line["seconds"] for line in lines)
     rows = {
         "steps": f"{lines[-1]['step']} in {timedelta(seconds=round(seconds))}" if lines else None,
         "training loss": f"{lines[0]['loss']:.4f} -> {lines[-1]['loss']:.4f}" if lines else None,
+        "stopped early": _early_stop(run, step) if step < run.total_steps else None,
         "model": model,
+        "taken from": f"{best.name}, the best on val" if best and run.recipe.keep == "best" else None,
         "best checkpoint": best,
         "log and pictures": run.recipe.output_dir,
     }
@@ -47,6 +49,11 @@ def summarise(
     if bad.reasons:
         table.append(f"{len(bad.reasons)} unreadable training videos, {bad.count} times replaced")
     return "\n".join([f"{run.recipe.task} finished: {shown}", *table])
+
+
+def _early_stop(run: Run, step: int) -> str:
+    count = run.recipe.patience
+    return f"after step {step} of {run.total_steps}: {count} evaluation{'s' * (count > 1)} without a better figure"
 
 
 @torch.no_grad()

@@ -1,0 +1,76 @@
+"""How well the features of a pre-training tell the classes of videos apart: nearest neighbours, nothing is trained."""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..data import transforms
+from ..data.rows import named
+from ..distributed import end_together
+from .evaluate import SIGNIFICANT_DIGITS, join, on_device
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+# Videos that are compared with all others at a time.
+CHUNK = 1024
+
+
+def knn_top1(
+    features: torch.Tensor, labels: torch.Tensor, *, neighbours: int | None = None, temperature: float = TEMPERATURE
+) -> float:
+    """Return the share of videos whose class has the most votes of their nearest neighbours among the other videos.
+
+    With the cosine s_ij of features i and j, the k nearest of i vote for their classes with exp(s_ij / temperature)
+    (Wu et al. 2018, arXiv 1805.01978, section 3.4, with its temperature), each video against all others (leave one out).
+    k: `neighbours`; by default NEIGHBOURS, or where the classes are smaller, the others of a class of average size. A
+    video that is alone in its class is never right.
+
+    features: (n, D), n at least 2. labels: int64 (n,), on the same device.
+    """
+    directions, right = F.normalize(features.double(), dim=-1), 0
+    one_hot = F.one_hot(labels).double()  # (n, classes)
+    # Of more, those of other classes would outvote the few of a video's own.
+    neighbours = neighbours or min(NEIGHBOURS, max(1, len(labels) // len(labels.unique()) - 1))
+    for start in range(0, len(labels), CHUNK):
+        similarities = directions[start : start + CHUNK] @ directions.T  # (c, n)
+        similarities.diagonal(start).fill_(-torch.inf)  # a video is none of its neighbours
+        nearest, places = similarities.topk(neighbours)  # (c, k)
+        votes = ((nearest / temperature).exp()[..., None] * one_hot[places]).sum(1)  # (c, classes)
+        right += int((votes.argmax(1) == labels[start : start + CHUNK]).sum())
+    return right / len(labels)
+
+
+@torch.no_grad()
+def evaluate_neighbours(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, *, source: str
+) -> dict[str, float]:
+    """Return {"val_knn_top1": `knn_top1`} of labelled videos. Every process calls it.
+
+    A feature is the mean of the tokens that the encoder of a pre-training model gives in evaluation mode, of those that
+    the config's keep_ratio keeps. loader: this process's batches of a VideoViews of one view that counts unreadable
+    videos. source: where the videos are from, for errors.
+
+    Raises:
+        ValueError: videos cannot be read. The main process raises, the others exit.
+    """
+    whole, was_training = accelerator.unwrap_model(model), model.training
+    mean, std = whole.config.image_mean, whole.config.image_std
+    bad: dict[str, str] = {}
+    found = []
+    model.eval()
+    for batch in on_device(loader, accelerator, bad):
+        clips = transforms.normalize(batch["pixel_values"].flatten(0, 1), mean, std)  # (B, T, C, h, w)
+        with accelerator.autocast():
+            tokens = whole.everest(clips).last_hidden_state  # (B, K, D)
+        found.append((tokens.float().mean(1), batch["labels"], batch["index"]))
+    model.train(was_training)
+    bad = dict(gather_object(list(bad.items())))
+    if bad:
+        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
+        end_together(ValueError(f"{source}: unreadable validation videos: {culprits}"))
+    parts = dict(zip(("features", "labels", "index"), map(torch.cat, zip(*found, strict=True)), strict=True))
+    videos = join(accelerator, parts)
+    top1 = knn_top1(videos["features"].to(accelerator.device), videos["labels"].to(accelerator.device))
+    return {"val_knn_top1": float(f"{top1:.{SIGNIFICANT_DIGITS}g}")}
