@@ -21,6 +21,7 @@ from ..configuration_everest import IMAGENET_MEAN, IMAGENET_STD, EverestConfig
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestModel
 from .checkpoint import check_free, save_atomically
 from .names import NAMES_OF_VIDEOMAE, PROJECTION, rename
+from .sources import SHARED_FIELDS
 
 # By the name of a class in config.json: the class, and that of VideoMAE.
 _CLASSES: dict[str, tuple[Any, Any]] = {
@@ -28,31 +29,6 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
     "EverestForPreTraining": (EverestForPreTraining, VideoMAEForPreTraining),
     "EverestForVideoClassification": (EverestForVideoClassification, VideoMAEForVideoClassification),
 }
-_SAME_FIELDS = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "num_frames",
-    "tubelet_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "use_mean_pooling",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "norm_pix_loss",
-    "id2label",
-    "label2id",
-    "problem_type",
-)
 
 
 @dataclass
@@ -113,7 +89,7 @@ def _fields_of(config: EverestConfig, cls: type, source: str) -> dict:
         raise ValueError(f"{source}: attentive_pooling is true; VideoMAE has no pooling by attention")
     if config.num_input_frames > config.num_frames:
         raise ValueError(f"{source}: frame_oversampling is {config.frame_oversampling}; VideoMAE chooses no frames")
-    fields = {name: getattr(config, name) for name in _SAME_FIELDS}
+    fields = {name: getattr(config, name) for name in (*SHARED_FIELDS, "patch_size")}
     known = inspect.signature(VideoMAEConfig).parameters
     fields["qv_bias" if "qv_bias" in known else "qkv_bias"] = config.qkv_bias
     if cls is EverestForPreTraining:

@@ -267,7 +267,8 @@ def _known_only(fields: dict) -> dict:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-_KEPT_FIELDS = (
+# Fields that the configurations of VideoMAE and EVEREST have in common; patch_size too, but VideoMAE's may be a pair.
+SHARED_FIELDS = (
     "image_size",
     "num_channels",
     "num_frames",
@@ -299,7 +300,7 @@ def _fields_of_videomae(content: dict, name: str) -> dict:
         config = VideoMAEConfig(**content)
     except Exception as error:  # the library's validation errors share no class across its versions
         raise ValueError(f"{name}: config.json: {' '.join(str(error).split())}") from error
-    fields = {field: getattr(config, field) for field in _KEPT_FIELDS}
+    fields = {field: getattr(config, field) for field in SHARED_FIELDS}
     fields["patch_size"] = _square(config.patch_size, name)
     # VideoMAE builds the norms before its heads with PyTorch's own epsilon, whatever layer_norm_eps says.
     fields["head_layer_norm_eps"] = torch.nn.LayerNorm(1).eps

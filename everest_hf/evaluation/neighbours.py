@@ -1,7 +1,6 @@
 """How well the features of a pre-training tell the classes of videos apart: nearest neighbours, nothing is trained."""
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -10,11 +9,11 @@ from torch.utils.data import DataLoader
 from ..data import transforms
 from ..data.rows import named
 from ..distributed import end_together
+from ..inference import feature_function
+from ..inference.neighbours import TEMPERATURE, labels_by_votes, similarities_to_others
 from .evaluate import SIGNIFICANT_DIGITS, join, on_device
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
-# Videos that are compared with all others at a time.
-CHUNK = 1024
+NEIGHBOURS = 20
 
 
 def knn_top1(
@@ -29,17 +28,13 @@ def knn_top1(
 
     features: (n, D), n at least 2. labels: int64 (n,), on the same device.
     """
-    directions, right = F.normalize(features.double(), dim=-1), 0
-    one_hot = F.one_hot(labels).double()  # (n, classes)
     # Of more, those of other classes would outvote the few of a video's own.
     neighbours = neighbours or min(NEIGHBOURS, max(1, len(labels) // len(labels.unique()) - 1))
-    for start in range(0, len(labels), CHUNK):
-        similarities = directions[start : start + CHUNK] @ directions.T  # (c, n)
-        similarities.diagonal(start).fill_(-torch.inf)  # a video is none of its neighbours
-        nearest, places = similarities.topk(neighbours)  # (c, k)
-        votes = ((nearest / temperature).exp()[..., None] * one_hot[places]).sum(1)  # (c, classes)
-        right += int((votes.argmax(1) == labels[start : start + CHUNK]).sum())
-    return right / len(labels)
+    right = [
+        labels_by_votes(similarities, labels, neighbours, temperature) == labels[own]
+        for own, similarities in similarities_to_others(features.double())
+    ]
+    return int(torch.cat(right).sum()) / len(labels)
 
 
 @torch.no_grad()
@@ -59,12 +54,13 @@ def evaluate_neighbours(
     mean, std = whole.config.image_mean, whole.config.image_std
     bad: dict[str, str] = {}
     found = []
+    features_of = feature_function(whole.everest)
     model.eval()
     for batch in on_device(loader, accelerator, bad):
         clips = transforms.normalize(batch["pixel_values"].flatten(0, 1), mean, std)  # (B, T, C, h, w)
         with accelerator.autocast():
-            tokens = whole.everest(clips).last_hidden_state  # (B, K, D)
-        found.append((tokens.float().mean(1), batch["labels"], batch["index"]))
+            features = features_of(clips)  # (B, D)
+        found.append((features, batch["labels"], batch["index"]))
     model.train(was_training)
     bad = dict(gather_object(list(bad.items())))
     if bad:

@@ -132,18 +132,36 @@ def label_figures(features: FeatureFile, k: int = 20) -> list[LabelFigures]:
     ]
 
 
+def similarities_to_others(features: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield for some videos after others their numbers (b,) and the cosines (b, n) of their features and all others'.
+
+    features: (n, D). The cosine of a video and itself is -inf: it is none of its neighbours.
+    """
+    directions = F.normalize(features, dim=-1)
+    for own in torch.arange(len(directions), device=directions.device).split(AT_ONCE):
+        yield own, (directions[own] @ directions.T).scatter_(1, own[:, None], -torch.inf)
+
+
+def labels_by_votes(
+    similarities: torch.Tensor, labels: torch.Tensor, k: int, temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    """Return the labels (b,) with most votes of the k nearest, of which one of cosine s has exp(s / temperature).
+
+    similarities: (b, n). labels: int64 (n,). Of labels with as many votes the lowest counts. Source: arXiv 1805.01978,
+    section 3.4.
+    """
+    nearest = similarities.topk(k, dim=1)  # (b, k)
+    weights = ((nearest.values - 1) / temperature).exp()  # at most 1; which label has most is the same
+    votes = weights.new_zeros(len(similarities), int(labels.max()) + 1)  # (b, labels)
+    return votes.scatter_add_(1, labels[nearest.indices], weights).argmax(dim=1)
+
+
 def _answers(embeddings: torch.Tensor, labels: torch.Tensor, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield for some videos after others whether their neighbours tell their label, and their reciprocal ranks."""
-    normalized, num_labels = F.normalize(embeddings.float(), dim=-1), int(labels.max()) + 1
-    for start in range(0, len(normalized), AT_ONCE):
-        own = torch.arange(start, min(start + AT_ONCE, len(normalized)))
-        similarities = normalized[own] @ normalized.T  # (b, n)
-        similarities.scatter_(1, own[:, None], -torch.inf)
-        nearest = similarities.topk(min(k, len(normalized) - 1), dim=1)  # (b, k)
-        weights = ((nearest.values - 1) / TEMPERATURE).exp()  # at most 1; which label has most is the same
-        votes = torch.zeros(len(own), num_labels).scatter_add_(1, labels[nearest.indices], weights)
+    for own, similarities in similarities_to_others(embeddings.float()):
+        told = labels_by_votes(similarities, labels, min(k, len(labels) - 1))
         alike = (labels == labels[own, None]).scatter(1, own[:, None], False)  # (b, n)
         best = similarities.masked_fill(~alike, -torch.inf).max(dim=1, keepdim=True).values  # (b, 1)
         ranks = 1 + (similarities > best).sum(dim=1)
         has_others = alike.any(dim=1)
-        yield votes.argmax(dim=1) == labels[own], torch.where(has_others, 1 / ranks, 0.0)
+        yield told == labels[own], torch.where(has_others, 1 / ranks, 0.0)

@@ -16,6 +16,17 @@ class _Absent:
     """In the place of a part of the suites for other models."""
 
 
+# What every configuration takes.
+COMMON: dict = {
+    "return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "dtype": "float16",
+    "architectures": ["EverestModel"],
+    "id2label": {0: "waving", 1: "clapping"},
+    "label2id": {"waving": 0, "clapping": 1},
+    "problem_type": "regression",
+}
 # What the suites import and the source that is published lacks: parts for other models, and fields of a configuration.
 ABSENT = {
     "exporters": {},
@@ -24,16 +35,7 @@ ABSENT = {
     "generation.test_utils": {"GenerationTesterMixin": type("Generation", (), {})},
     "utils": {},
     "utils.test_configuration_utils": {
-        "config_common_kwargs": {
-            "return_dict": False,
-            "output_hidden_states": True,
-            "output_attentions": True,
-            "dtype": "float16",
-            "architectures": ["EverestModel"],
-            "id2label": {0: "waving", 1: "clapping"},
-            "label2id": {"waving": 0, "clapping": 1},
-            "problem_type": "regression",
-        }
+        "config_common_kwargs": COMMON,
     },
 }
 

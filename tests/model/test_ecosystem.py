@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.models import HEADS, MODELS, build, main
+from helpers.transformers_tests import COMMON
 from helpers.videos import real_clips, write_clip
 from torch import nn
 from transformers import AutoModelForVideoClassification, Trainer, TrainingArguments, pipeline
@@ -386,19 +387,9 @@ def test_a_part_of_a_repository_holds_a_model(tmp_path):
 
 
 def test_what_every_configuration_takes():
-    common = {
-        "return_dict": False,
-        "output_hidden_states": True,
-        "output_attentions": True,
-        "dtype": "float16",
-        "architectures": ["EverestModel"],
-        "id2label": {0: "waving", 1: "clapping"},
-        "label2id": {"waving": 0, "clapping": 1},
-        "problem_type": "regression",
-    }
-    config = EverestConfig(**common)
+    config = EverestConfig(**COMMON)
     for source in (config, EverestConfig.from_dict(json.loads(config.to_json_string()))):
-        for name, value in common.items():
+        for name, value in COMMON.items():
             found = getattr(source, name)
             assert (str(found).removeprefix("torch.") if name == "dtype" else found) == value, name
     assert EverestConfig(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
