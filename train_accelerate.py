@@ -25,7 +25,7 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from everest_hf.data.workers import naming_lost_workers
-from everest_hf.distributed import main_first, tell_launcher
+from everest_hf.distributed import let_main_process_speak, main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
 from everest_hf.evaluation.neighbours import evaluate_neighbours
 from everest_hf.files import printable
@@ -196,6 +196,10 @@ def main(arguments: list[str] | None = None, *, launcher: int | None = None) -> 
         message = f"error: {printable(str(error))}"
         tell_launcher(message)
         sys.exit(message)
+    except SystemExit as end:
+        if end.code == 1:
+            let_main_process_speak(state)
+        raise
     except KeyboardInterrupt:
         if state.is_main_process:
             print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)

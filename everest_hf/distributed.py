@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # How writing fails: the system's errors as Python, as torch.save, as safetensors and as sharded checkpoints put them.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
 
+# Seconds; without a launcher the other processes end after it.
+TIME_TO_SPEAK = 10
+
 
 def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
     """Call a function on the main process, then on the others, and return what it returns.
@@ -75,6 +78,15 @@ def end_together(error: BaseException | None, code: int = 1) -> None:
     if error is not None and PartialState().is_main_process:
         raise error
     sys.exit(code)
+
+
+def let_main_process_speak(state: PartialState) -> None:
+    """Wait on the other processes, before they exit after a shared error, until the main process has said what it is.
+
+    A launcher stops all processes when the first has failed; its SIGTERM ends this wait too.
+    """
+    if not state.is_main_process:
+        time.sleep(TIME_TO_SPEAK)
 
 
 def tell_launcher(error: str) -> None:

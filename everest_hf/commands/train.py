@@ -4,6 +4,7 @@ import argparse
 import copy
 import logging
 import os
+import signal
 from importlib.util import find_spec
 
 from .options import PROGRAM, add_command, print_error
@@ -82,7 +83,10 @@ def _plan_launch(chosen: dict, rest: list[str]) -> tuple[argparse.Namespace, dic
 
 
 def _launch(args: argparse.Namespace) -> int:
-    """Run Accelerate's launcher and return the exit code of the process that failed first, or 0."""
+    """Run Accelerate's launcher and return the exit code of the process that failed first, or 0.
+
+    When a process fails, the launcher stops the others by SIGTERM; their exit codes say nothing.
+    """
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -90,7 +94,9 @@ def _launch(args: argparse.Namespace) -> int:
     try:
         launch_command(args)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        failures = list(error.failures.values())
+        own = [failure for failure in failures if failure.exitcode not in (-signal.SIGTERM, 128 + signal.SIGTERM)]
+        failure = min(own or failures, key=lambda failure: failure.timestamp)
         if failure.exitcode < 0:
             print_error(f"a training process ended: {failure.message}")  # it could not say so itself
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

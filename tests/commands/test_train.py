@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from helpers.commands import ROOT, log_of
 from helpers.tiny import TINY
 from helpers.videos import write_class_folders
 
 from everest_hf import cli
-from everest_hf.commands.train import _plan_launch
+from everest_hf.commands.train import _launch, _plan_launch
 
 MODEL = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items() if name != "num_labels"}
 RECIPE = {"train": "videos", "config": MODEL, "frame_step": 1, "epochs": 9, "warmup_epochs": 0, "num_workers": 0}
@@ -65,6 +66,23 @@ def test_several_processes_share_the_batch_and_an_error_is_one_line_and_its_exit
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "not finite" in line]
     assert line.startswith("error: step 2 is not finite")
+
+
+def test_the_exit_code_is_of_a_process_that_failed_and_not_of_one_that_was_stopped_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(
+        "import json, os, sys, time\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    with open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w') as file:\n"
+        "        json.dump({'message': 'error: it is said', 'timestamp': 1}, file)\n"
+        "    open('said', 'w').close()\n"
+        "    time.sleep(100)\n"
+        "while not os.path.exists('said'):\n"
+        "    time.sleep(0.01)\n"
+        "sys.exit(7)\n"
+    )
+    arguments = ["--multi_gpu", "--num_processes=2", "--quiet", "script.py"]
+    assert _launch(launch_command_parser().parse_args(arguments)) == 7
 
 
 @pytest.mark.parametrize(
@@ -142,3 +160,23 @@ def test_help_has_the_options_of_recipe_and_processes(capsys):
     text = capsys.readouterr().out
     for words in ("everest-hf train [RECIPE.yaml]", "--num_processes INT", "--base_lr FLOAT", "--mixed_precision"):
         assert words in text
+
+
+def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "script.py").write_text(
+        "import time, train_accelerate\n"
+        "from everest_hf.distributed import end_together\n"
+        "def start(path, options, state):\n"
+        "    state.wait_for_everyone()\n"
+        "    try:\n"
+        "        end_together(ValueError('it is said'))\n"
+        "    finally:\n"
+        "        time.sleep(3 * state.is_main_process)\n"
+        "train_accelerate.start = start\n"
+        "train_accelerate.main([])\n"
+    )
+    arguments = ["--multi_gpu", "--num_processes=2", "--quiet", "script.py"]
+    assert _launch(launch_command_parser().parse_args(arguments)) == 1
+    assert capfd.readouterr().err.count("error: it is said") == 1
