@@ -3,19 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-
-
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the mean, over the positive videos, of the precision at their score: the area under precision-recall.
-
-    scores (videos,), positive bool (videos,) with at least one True. Videos of equal scores come in together, so that
-    their order plays no part.
-    """
-    hits = np.sort(scores[positive])
-    # How many videos, and how many positive ones, have at least the score of each positive video.
-    retrieved = len(scores) - np.searchsorted(np.sort(scores), hits, side="left")
-    right = len(hits) - np.searchsorted(hits, hits, side="left")
-    return float((right / retrieved).mean())
+from sklearn.metrics import average_precision_score, f1_score
 
 
 class MultiLabel(evaluate.Metric):
@@ -43,13 +31,10 @@ class MultiLabel(evaluate.Metric):
         probabilities, wanted = np.asarray(predictions), np.asarray(references) == 1  # (videos, labels)
         answers = probabilities >= 0.5
         right = (answers == wanted).all(axis=1) & probabilities.any(axis=1)
-        precisions = [
-            average_precision(column, positive)
-            for column, positive in zip(probabilities.T, wanted.T, strict=True)
-            if positive.any()
-        ]
+        shown = wanted.any(axis=0)
+        precisions = average_precision_score(wanted[:, shown], probabilities[:, shown]) if shown.any() else 0.0
         return {
-            "map": float(np.mean(precisions)) if precisions else 0.0,
-            "f1": float(2 * (answers & wanted).sum() / max(1, answers.sum() + wanted.sum())),
+            "map": float(precisions),
+            "f1": float(f1_score(wanted, answers, average="micro", zero_division=0.0)),
             "accuracy": float(right.mean()),
         }

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
+from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 
 class Regression(evaluate.Metric):
@@ -24,12 +25,10 @@ class Regression(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)
-        errors = predictions - references
-        mse, variance = np.mean(errors**2), references.var()
-        varied = predictions.std() > 0 and variance > 0
+        known, varied = references.std() > 0, predictions.std() > 0
         return {
-            "mse": float(mse),
-            "mae": float(np.abs(errors).mean()),
-            "pearson": float(np.corrcoef(predictions, references)[0, 1]) if varied else 0.0,
-            "r2": float(1 - mse / variance) if variance > 0 else 0.0,
+            "mse": float(mean_squared_error(references, predictions)),
+            "mae": float(mean_absolute_error(references, predictions)),
+            "pearson": float(np.corrcoef(predictions, references)[0, 1]) if known and varied else 0.0,
+            "r2": float(r2_score(references, predictions)) if known else 0.0,
         }
