@@ -11,11 +11,11 @@ import measure
 import torch
 from motion_clips import CLASSES, CONDITIONS, MotionClips, condition_of, label_of, open_clips
 from steps import tube_mask
-from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
 from everest_hf.data.transforms import normalize
-from everest_hf.training.optim import cosine_schedule, parameter_groups
+from everest_hf.training.optim import parameter_groups
 
 RATIOS, SELECTIONS = (1.0, 0.6, 0.3, 0.1), ("motion", "random", "tube")
 TARGETS = {"everest": "EVEREST", "tube": "VideoMAE's tubes", "random": "random tokens", None: "none"}
@@ -207,10 +207,10 @@ def train(
 ) -> None:
     """Train a model; on_point(step) is called NUM_CURVE_POINTS times, last at the end."""
     optimizer = bench.optimizer(model, lr, betas)
-    schedule = partial(
-        cosine_schedule, total_steps=steps, warmup_steps=round(WARMUP * steps), final_factor=FINAL_FACTOR
+    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, round(WARMUP * steps), steps, min_lr_rate=FINAL_FACTOR
     )
-    scheduler, count = LambdaLR(optimizer, schedule), bench.size.counts["train"]
+    count = bench.size.counts["train"]
     for step in range(1, steps + 1):
         ids = torch.randint(count, (bench.size.batch,))
         pixels = bench.batch(kind, "train", ids, model.config)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PretrainedConfig, VideoMAEConfig
+from transformers import PretrainedConfig, VideoMAEConfig, get_cosine_with_min_lr_schedule_with_warmup
 
 from ..configuration_everest import EverestConfig
 from ..convert import load_converted
 from ..data import class_names_of
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
 from ..video_processing_everest import EverestVideoProcessor
-from .optim import MovingAverage, cosine_schedule, parameter_groups
+from .optim import MovingAverage, parameter_groups
 from .recipe import CONFIG_FIELDS, Recipe, load_recipe
 
 MODEL_CLASSES: dict[str, type[EverestForPreTraining] | type[EverestForVideoClassification]] = {
@@ -264,10 +262,10 @@ def build_optimizer(recipe: Recipe, model: EverestPreTrainedModel, total_batch: 
     )
     is_fused = PartialState().device.type in FUSED_ADAMW
     optimizer = torch.optim.AdamW(groups, betas=tuple(recipe.betas), fused=is_fused)
-    factor = partial(
-        cosine_schedule,
-        total_steps=recipe.epochs * steps_per_epoch,
-        warmup_steps=warmup_steps(recipe, steps_per_epoch),
-        final_factor=final / peak,
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        num_warmup_steps=warmup_steps(recipe, steps_per_epoch),
+        num_training_steps=recipe.epochs * steps_per_epoch,
+        min_lr_rate=final / peak,
     )
-    return optimizer, LambdaLR(optimizer, factor)
+    return optimizer, schedule

@@ -225,7 +225,8 @@ def _stream_loader(recipe: Recipe, train: IterableDataset, transform: Callable, 
         num_processes=state.num_processes,
         **reading,
     )
-    # The stream divides itself. Left to itself, Accelerate would have one process read for all of them.
+    # The stream divides itself. Left to itself, Accelerate would have one process read for all of them, or divide it
+    # again. https://github.com/huggingface/accelerate/issues/4199
     loader = prepare_data_loader(
         DataLoader(clips, **loading),
         state.device,

@@ -1,6 +1,5 @@
-"""Parameter groups and the learning-rate schedule. Knows torch and nothing else of the project."""
+"""Parameter groups, and the moving average of weights. Knows torch and nothing else of the project."""
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,17 +44,6 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, final_factor: float) -> float:
-    """Return the factor on the peak learning rate at a step.
-
-    Linear from 0 over warmup_steps, then half a cosine from 1 to final_factor = minimum / peak at total_steps.
-    """
-    if step < warmup_steps:
-        return step / warmup_steps
-    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class MovingAverage:

@@ -188,7 +188,7 @@ def _as_file(source: str | bytes) -> Iterator[str]:
 @functools.cache
 def _reader_class() -> type:
     # decord offers the libraries that it brings to all that the process loads later: the FFmpeg of torchcodec takes
-    # functions of other versions from them, and crashes.
+    # functions of other versions from them, and crashes. https://github.com/dmlc/decord/issues/361
     everywhere = ctypes.RTLD_GLOBAL
     try:
         ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]  # it is meant to be constant

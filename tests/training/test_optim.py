@@ -10,7 +10,7 @@ from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.modeling_everest import classification_loss
 from everest_hf.training.build import build_optimizer
 from everest_hf.training.inputs import model_inputs
-from everest_hf.training.optim import MovingAverage, averaged, cosine_schedule, layer_id, parameter_groups
+from everest_hf.training.optim import MovingAverage, averaged, layer_id, parameter_groups
 from everest_hf.training.recipe import load_recipe
 
 LR, WEIGHT_DECAY, LAYER_DECAY = 0.8, 0.05, 0.5
@@ -103,26 +103,6 @@ def test_two_digit_layers():
     assert layer_id("module.everest.encoder.layers.1.norm1.weight", 12) == 2
 
 
-# ---------------------------------------------------------------------------------------------------------- schedule
-
-
-def test_schedule_by_hand():
-    factors = [cosine_schedule(s, total_steps=12, warmup_steps=4, final_factor=0.2) for s in range(13)]
-    assert factors[:5] == [0, 0.25, 0.5, 0.75, 1]
-    assert factors[8] == pytest.approx(0.6)  # half-way: the mean of 1 and 0.2
-    assert factors[6] == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)
-    assert factors[10] == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2)
-    assert factors[12] == pytest.approx(0.2)
-    assert factors[4:] == sorted(factors[4:], reverse=True)
-
-
-def test_schedule_at_its_ends():
-    assert cosine_schedule(0, total_steps=5, warmup_steps=0, final_factor=0.1) == 1
-    assert cosine_schedule(99, total_steps=5, warmup_steps=0, final_factor=0.1) == pytest.approx(0.1)
-    assert cosine_schedule(4, total_steps=5, warmup_steps=5, final_factor=0.1) == pytest.approx(0.8)
-    assert cosine_schedule(5, total_steps=5, warmup_steps=5, final_factor=0.1) == 1
-
-
 # -------------------------------------------------------------------------------------------------- a recipe's optimizer
 
 
@@ -141,8 +121,20 @@ def test_the_learning_rate_grows_with_the_total_batch(classifier, total_batch, f
         optimizer.step()
         schedule.step()
     assert rates[:7] == pytest.approx([i / 6 * 1e-3 * factor for i in range(7)])
-    assert rates[18] == pytest.approx((1e-3 + 1e-5) / 2 * factor)  # 12 of the 24 steps of the cosine
-    assert rates[30] == pytest.approx(1e-5 * factor)
+    # Of the 24 steps of the cosine: a quarter, a half, three quarters, all.
+    for step, part in ((12, 1 + math.sqrt(0.5)), (18, 1), (24, 1 - math.sqrt(0.5)), (30, 0)):
+        assert rates[step] == pytest.approx((1e-5 + (1e-3 - 1e-5) * part / 2) * factor)
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+@pytest.mark.parametrize(("warmup_epochs", "rates"), [(0, [1e-3, 5.05e-4, 1e-5]), (2, [0, 5e-4, 1e-3])])
+def test_a_schedule_without_warmup_and_one_of_nothing_else(classifier, warmup_epochs, rates):
+    recipe = recipe_of(base_lr=1e-3, min_lr=1e-5, epochs=2, warmup_epochs=warmup_epochs)
+    optimizer, schedule = build_optimizer(recipe, classifier, 256, steps_per_epoch=1)
+    for rate in rates:
+        assert schedule.get_last_lr()[0] == pytest.approx(rate)
+        optimizer.step()
+        schedule.step()
 
 
 def test_two_steps_of_adamw_by_hand():
