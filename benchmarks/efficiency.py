@@ -20,7 +20,7 @@ utilisation     counted operations a second over those of a large matrix product
                 with the steps.
 peak memory     on a CPU of a process of its own for each case, whose clips are made, not read: see
                 `measure.peak_bytes`. On a GPU the most that tensors hold during a step, without those of other cases.
-largest batch   with --memory: the most clips whose peak stays within so many GiB. It is foretold from the peaks of two
+largest batch   with --memory: the most clips whose peak stays within so many GiB. It is estimated from the peaks of two
                 batches, run, and corrected by what the runs show; on a GPU they get no more memory than that.
 
 A case that fails, for want of memory say, is written as such, and the others go on. The result file is written after
@@ -36,9 +36,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import measure
 import torch
+from efficiency_report import draw, table
 from steps import (
     SIZES,
     TASKS,
@@ -55,16 +55,13 @@ from tqdm import tqdm
 
 from everest_hf.cost import clip_cost
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 COST_TASKS = {"pretraining": "pretrain", "finetuning": "finetune", "inference": "inference"}
 RATIOS = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 # Rows and columns of the matrix product that stands for what a device can do, and how often it is done at a time.
 PRODUCT_SIZES, PRODUCTS = {"cpu": 2048, "cuda": 8192}, 5
 # Share by which the two ways to count operations may differ.
 TOLERANCE = 0.01
-# A batch that was foretold is run, and foretold anew from what it took, at most so many times.
+# An estimated batch is run, and estimated again from what it took, at most so many times.
 LARGEST_BATCH_TRIES = 8
 # What a step raises where memory is not enough, in this process or in one of its own.
 FAILURES = (RuntimeError, MemoryError, BrokenProcessPool)
@@ -144,7 +141,7 @@ def check_agreement(name: str, counted: int, formula: int) -> None:
 def largest_batch(case: Case, limit: int) -> dict:
     """Return the largest batch whose peak stays within `limit` bytes, with its peak, and the peak of each batch tried.
 
-    Peaks grow by the same for each clip, so two of them foretell the third; what that one took corrects the line. A
+    Peaks grow by the same for each clip, so two of them give an estimate of the third; what that one took corrects the line. A
     batch that fails counts as too large. batch 0: not even one clip fits.
     """
     attempt, peaks = Attempts(), {}
@@ -157,13 +154,13 @@ def largest_batch(case: Case, limit: int) -> dict:
     following = 1
     for _ in range(2 + LARGEST_BATCH_TRIES):
         low, high = (following, high) if fits(following) else (low, following)
-        following = foretold_batch(peaks, limit, low, high)
+        following = estimated_batch(peaks, limit, low, high)
         if following <= low or following >= high:
             break
     return {"limit_bytes": limit, "batch": low, "peak_bytes": peaks.get(low), "tried": peaks}
 
 
-def foretold_batch(peaks: dict[int, int | None], limit: int, low: int, high: float) -> int:
+def estimated_batch(peaks: dict[int, int | None], limit: int, low: int, high: float) -> int:
     """Return the batch to try next, between `low` and `high` where one is left between them.
 
     It lies on the line through the two that enclose it or, while none was too large, through the two largest.
@@ -176,8 +173,8 @@ def foretold_batch(peaks: dict[int, int | None], limit: int, low: int, high: flo
     at = min(max(1, known.index(low) + 1), len(known) - 1) if low in known else 1
     first, last = known[at - 1], known[at]
     clip = max(1.0, (peaks[last] - peaks[first]) / (last - first))
-    foretold = first + int((limit - peaks[first]) / clip)
-    return int(max(low + 1, min(foretold, high - 1)))
+    estimate = first + int((limit - peaks[first]) / clip)
+    return int(max(low + 1, min(estimate, high - 1)))
 
 
 # ------------------------------------------------------------------------------------------------------ measurement
@@ -318,96 +315,6 @@ def resumed(args: argparse.Namespace) -> dict:
         return new
     same = all(old.get(name) == new[name] for name in ("versions", "hardware", "settings", "clips"))
     return old if same and not old.get("complete", True) else new
-
-
-# ----------------------------------------------------------------------------------------------------------- output
-
-HEADER = ["size", "task", "dtype", "model", "keep ratio", "tokens", "parameters (M)", "GFLOPs", "by formula"]
-HEADER += ["rounds", "s / step", "clips / s", "× VideoMAE", "peak GiB", "utilisation", "largest batch"]
-UNKNOWN = "not measured"
-
-
-def table(results: list[dict]) -> str:
-    """Return the results as a Markdown table; × VideoMAE are its seconds over those of the case."""
-    return measure.markdown_table(HEADER, [row(group, case) for group in results for case in group["cases"]])
-
-
-def row(group: dict, case: dict) -> list[str]:
-    """Return the cells of one case."""
-    speedup, largest = speedup_of(group, case), case.get("largest_batch")
-    return [
-        *(group[name] for name in ("size", "task", "dtype")),
-        case["model"],
-        f"{case['keep_ratio']:g}" if case["model"] == "everest" else "",
-        str(case["tokens"]),
-        cell(case.get("parameters"), 1e-6, ".1f"),
-        cell(case.get("flops"), 1e-9, ".4g"),
-        cell(case.get("flops_by_formula"), 1e-9, ".4g") if case["model"] == "everest" else "",
-        str(len(case.get("seconds_all", ()))),
-        case["error"] if "error" in case else f"{case['seconds']:.3f}",
-        cell(case.get("clips_per_second"), 1, ".2f"),
-        cell(speedup, 1, ".2f"),
-        cell(case.get("peak_bytes"), 2**-30, ".2f"),
-        cell(case.get("utilisation"), 1, ".0%"),
-        UNKNOWN if largest is None else str(largest["batch"]),
-    ]
-
-
-def cell(value: float | None, factor: float, form: str) -> str:
-    """Return a figure in its unit, or that it was not measured."""
-    return UNKNOWN if value is None else format(value * factor, form)
-
-
-def speedup_of(group: dict, case: dict) -> float | None:
-    """Return the seconds of the group's VideoMAE over those of a case, None where one of them failed."""
-    videomae = next(other for other in group["cases"] if other["model"] == "videomae")
-    return videomae["seconds"] / case["seconds"] if "seconds" in videomae and "seconds" in case else None
-
-
-def draw(results: list[dict], path: Path) -> None:
-    """Draw GFLOPs of a clip, and clips a second relative to VideoMAE, over the keep ratio."""
-    tasks = [task for task in ("finetuning", "inference") if any(group["task"] == task for group in results)]
-    figure, axes = plt.subplots(1, 1 + len(tasks), figsize=(4 * (1 + len(tasks)), 3.6), layout="constrained")
-    axes = axes if tasks else [axes]
-    draw_operations(results, axes[0])
-    for task, axis in zip(tasks, axes[1:], strict=True):
-        draw_speed([group for group in results if group["task"] == task], axis, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def curve(group: dict, value) -> tuple[list[float], list[float]]:
-    """Return keep ratios and value(case) of those cases of EVEREST that have one."""
-    points = [(c["keep_ratio"], value(c)) for c in group["cases"] if c["model"] == "everest" and "flops" in c]
-    points = [(ratio, y) for ratio, y in points if y is not None]
-    return [ratio for ratio, _ in points], [y for _, y in points]
-
-
-def draw_operations(results: list[dict], axis) -> None:
-    """Draw the operations of inference (of the first task where it was left out), by size."""
-    task = "inference" if any(group["task"] == "inference" for group in results) else results[0]["task"]
-    for size in SIZES:
-        for group in [g for g in results if (g["size"], g["task"]) == (size, task)][:1]:
-            axis.plot(*curve(group, lambda case: case["flops"] / 1e9), marker="o", markersize=3, label=size)
-    axis.set(title=f"GFLOPs a clip, {task}", xlabel="keep ratio")
-    axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-
-
-def draw_speed(groups: list[dict], axis, task: str) -> None:
-    """Draw how many times the clips a second of VideoMAE: a colour for a size, dashes for 16 bits."""
-    colours = {size: f"C{i}" for i, size in enumerate(dict.fromkeys(group["size"] for group in groups))}
-    for group in groups:
-        style = {"color": colours[group["size"]], "linestyle": "-" if group["dtype"] == "fp32" else "--"}
-        speed = curve(group, partial(speedup_of, group))
-        axis.plot(*speed, marker="o", markersize=3, label=f"{group['size']} {group['dtype']}", **style)
-    axis.axhline(1, color="grey", linewidth=0.8)
-    axis.set(title=f"clips / s over VideoMAE's, {task}", xlabel="keep ratio", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, loc="upper right")
 
 
 # -------------------------------------------------------------------------------------------------------- arguments

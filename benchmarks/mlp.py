@@ -4,7 +4,7 @@
 
 "whole": for all clips of a batch at once, and the activation's output beside its input. "in place": the output takes
 the place of the input. "in blocks": that, for a few clips at a time, as the model does it. Page faults are those of a
-step: pages that the system maps and clears anew. What comes out decides `mlp_forward` in kernels_everest.py.
+step: pages that the system maps and clears each time. What comes out decides `mlp_forward` in kernels_everest.py.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python benchmarks/model.py --sizes base --dtypes bf16 --batch 64 --device cuda --compile
 
 Both models run in one process, in turn, on the same clips; for each size, task and dtype in a new one, since a process
-that has held more memory before is given less of it anew, and is faster. A training step is forward, backward and
+that has held more memory before has less to get from the system, and is faster. A training step is forward, backward and
 AdamW; inference is a forward pass. VideoMAE pre-trains with a tube mask over 0.9 of the tokens, and fine-tunes and
 infers on all of them; EVEREST pre-trains with its defaults and else keeps --keep-ratio of the tokens. Peak memory is
 taken in a process of its own for each case: see `measure.peak_bytes` for what it holds.

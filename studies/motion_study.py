@@ -150,7 +150,7 @@ def start_process(size: Size, work: Path, device: torch.device, threads: int) ->
     global _bench
     torch.set_num_threads(threads)
     keep_freed_memory()
-    # Each run would name the head that it starts anew.
+    # Each run would name the head that it starts from nothing.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     _bench = Bench(size, work, device)

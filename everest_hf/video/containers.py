@@ -116,7 +116,7 @@ class _Packet(NamedTuple):
 
 
 def _needs_others(packet: av.Packet, context: av.VideoCodecContext) -> bool:
-    """Say whether a picture is of H.264 and not one that decoding starts anew with (IDR), whatever its container says.
+    """Say whether a picture is of H.264 and not one that decoding can start at (IDR), whatever its container says.
 
     Source: ITU-T H.264, table 7-1 (types of units: 1 is a slice, 5 one of an IDR picture).
     """

@@ -83,7 +83,7 @@ def write_video(
 
 
 def write_cut(path, source, start: int) -> Path:
-    """Write a video from frame `start` on, not encoded anew: the frames since the key frame before are only hidden."""
+    """Write a video from frame `start` on, without encoding again: the frames since the key frame before are only hidden."""
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):

@@ -177,7 +177,7 @@ def test_of_a_frozen_encoder_nothing_is_kept_however_deep_it_is():
 
 @pytest.mark.parametrize("index", range(8))
 def test_memory_is_near_what_was_measured(index):
-    """What benchmarks/model.py measured, of steps that make their gradients anew, lies between all at once and what is
+    """What benchmarks/model.py measured, of steps that make their gradients each time, lies between all at once and what is
     there when the backward pass begins, or when it ends."""
     measured = [r for r in json.loads(MEASURED.read_text())["results"] if r["task"] != "inference"][index]
     config = EverestConfig(**SIZES[measured["size"]], num_labels=101)

@@ -159,23 +159,24 @@ def test_efficiency_finds_the_largest_batch_that_fits(tmp_path):
         assert largest["peak_bytes"] > 0.8 * limit * 2**30
 
 
-def test_efficiency_foretells_the_largest_batch(monkeypatch):
+def test_efficiency_estimates_the_largest_batch(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import efficiency
 
     peaks = {1: 140, 2: 180}  # 40 a clip above 100
-    assert efficiency.foretold_batch(peaks, 1000, low=2, high=math.inf) == 22
+    assert efficiency.estimated_batch(peaks, 1000, low=2, high=math.inf) == 22
     assert (
-        efficiency.foretold_batch(peaks | {22: 900}, 1000, low=22, high=math.inf) == 24
+        efficiency.estimated_batch(peaks | {22: 900}, 1000, low=22, high=math.inf) == 24
     )  # 36 a clip since the second
-    assert efficiency.foretold_batch(peaks | {22: 1180}, 1000, low=2, high=22) == 18  # 50 a clip
-    assert efficiency.foretold_batch(peaks | {22: None}, 1000, low=2, high=22) == 12  # it failed: half-way
-    assert efficiency.foretold_batch({1: None}, 1000, low=0, high=1) == 1  # none left between them
+    assert efficiency.estimated_batch(peaks | {22: 1180}, 1000, low=2, high=22) == 18  # 50 a clip
+    assert efficiency.estimated_batch(peaks | {22: None}, 1000, low=2, high=22) == 12  # it failed: half-way
+    assert efficiency.estimated_batch({1: None}, 1000, low=0, high=1) == 1  # none left between them
 
 
 def test_efficiency_writes_a_failure_down_and_goes_on(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import efficiency
+    import efficiency_report
 
     attempt = efficiency.Attempts()
     assert attempt("small", torch.zeros, 2).tolist() == [0, 0]
@@ -189,7 +190,7 @@ def test_efficiency_writes_a_failure_down_and_goes_on(monkeypatch):
     result = efficiency.result_of(case, {"peak_bytes": None}, {}, error)
     assert result == {"model": "everest", "keep_ratio": 0.5, "tokens": 18, "peak_bytes": None, "error": error}
     group = {"size": "tiny", "task": "inference", "dtype": "fp32", "cases": [result | {"model": "videomae"}, result]}
-    assert error in efficiency.table([group])
+    assert error in efficiency_report.table([group])
 
 
 def test_efficiency_ends_where_the_counts_differ(monkeypatch):
