@@ -1,7 +1,7 @@
 """What a file says before it is decoded: its size, its header, and what keeps a decoder from finding its frames.
 
-A decoder finds frames by their number only in files that are made for it. In the others it would give neighbours of the
-frames asked for, or frames that are not to be shown, and say nothing. `Header.obstacles` says which files those are.
+A decoder finds frames by their number only in files of certain kinds. In others it would return neighbours of the
+wanted frames, or frames that are not shown, without a word. `Header.obstacles` says what a file has of this.
 """
 
 import functools
@@ -202,8 +202,9 @@ def _obstacles(
 def _jumps(packets: list[_Packet], shown: list[int]) -> Iterator[bool]:
     """Yield, for each jump in the times, whether they may tell another order than that in which frames are shown.
 
-    A recording whose clock jumps moves all packets that follow, among them frames that are shown before one that was
-    already sent. An encoder that is given a jump codes a frame from behind it first, or begins with a key frame.
+    Where the clock of a recording jumps, it moves all packets that follow, even frames that are shown before one that
+    was sent earlier. Where an encoder gets frames with a jump, it codes a frame from behind the jump first, or begins
+    with a key frame.
     """
     times: list[Any] = [packets[i].time for i in shown]
     steps = [after - before for before, after in pairwise(times)]

@@ -1,6 +1,6 @@
-"""Decoders behind one interface, each with the obstacles in a file with which it would give wrong frames.
+"""Decoders behind one interface. Each lists the obstacles with which it would give wrong frames.
 
-What no other decoder can be trusted with is read by `SequentialDecoder`.
+`SequentialDecoder` has none: it reads the files that the others cannot be trusted with.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ class Decoder(Protocol):
     """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
 
     obstacles: ClassVar[frozenset[str]]
-    """With which of the obstacles it gives wrong frames."""
+    """The obstacles with which it gives wrong frames."""
 
     num_frames: int
 
@@ -108,7 +108,7 @@ class PyavDecoder:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         times = [self._times[i] for i in indices]
-        # Some containers find no key frame before a time, and go to one after it.
+        # Some containers find no key frame before a time, and seek to one after it: then from the first frame.
         frames = self._decode(times, times[0]) or self._decode(times, self._times[0])
         if not frames:
             raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
@@ -155,8 +155,8 @@ def _decode_few(
 ) -> Iterator[av.VideoFrame]:
     """Yield frames in the order of their times, among them all that are shown at `wanted`.
 
-    In HEVC, a frame that none of its layer is predicted from may be needed by a higher layer. In H.264 it is needed by
-    none (ITU-T H.264, nal_ref_idc).
+    Of H.264, frames from which no other is predicted are skipped (ITU-T H.264, nal_ref_idc). In HEVC, a frame of a
+    higher layer may need such a frame.
     """
     context = stream.codec_context
     for packet in container.demux(stream):

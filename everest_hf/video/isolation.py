@@ -16,17 +16,18 @@ class Overdue(Exception):
 def call_within(seconds: float, function: Callable, *args) -> Any:
     """Return function(*args), or raise Overdue when it takes longer than `seconds` (0: no limit).
 
-    Nothing can end a call of native code: one that is overdue goes on, in a thread that ends with its process. The
-    function must release Python's lock, as decoders do. Each thread that makes calls has one that does them, so that
-    a call costs some 0.05 ms more than without a limit (and what it has read lies in another core's cache: where all
-    cores decode, a clip took a twentieth more).
+    Nothing can end a call of native code: an overdue one goes on, in a thread that ends with its process. The function
+    must release Python's lock, as decoders do. Each calling thread has a helper thread that does its calls. This costs
+    about 0.05 ms a call, and moves what was read into another core's cache: where all cores decode, a clip took a
+    twentieth longer.
     """
     if not seconds:
         return function(*args)
     helper = getattr(_own, "helper", None)
     if helper is None or not helper.thread.is_alive():  # a fork leaves the threads behind
         helper = _Helper()
-    _own.helper = None  # until the answer is here: the answer to a call that was interrupted is not that to the next
+    # Until the answer is here: where this call is interrupted, the next one must not get its answer.
+    _own.helper = None
     answer = helper.call(seconds, function, args)
     _own.helper = helper
     value, error = answer

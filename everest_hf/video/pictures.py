@@ -1,4 +1,4 @@
-"""A folder of pictures, one a frame, as a video: their numbers are their order."""
+"""A folder of pictures as a video. Each picture is a frame; the numbers in their names are their order."""
 
 import os
 import re
@@ -28,8 +28,9 @@ def is_picture(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Frames:
-    """The names of a folder's frames: number `first` and those after it, of `width` digits at least. A process
-    remembers those of many folders.
+    """The names of a folder's frames, in short, since a process remembers those of many folders.
+
+    Frame i, from 0, is `prefix`, the number `first` + i with at least `width` digits, and `suffix`.
     """
 
     prefix: str

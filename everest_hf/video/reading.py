@@ -153,15 +153,17 @@ def open_video(
     max_pixels: int = MAX_PIXELS,
     segment: Segment | None = None,
 ) -> _Video:
-    """Open a video given by path (of a file, or of a folder of frames) or as the bytes of a file; it has num_frames, fps and read(indices), and `frames`, the
-    range of the file's frames that they count.
+    """Open a video, and return an object with num_frames, fps, read(indices) and seconds_of(indices).
+
+    Its `frames` are the range of the file's frames that it holds: all of them, or those of the segment.
 
     Args:
+        source: the path of a file, the path of a folder of frames, or the bytes of a file.
         name: what errors call it, by default its path.
         backend: "decord", "pyav", "torchcodec", or "auto" for the fastest that finds the frames of this video.
-        short_side: pixels of the short side that are enough. Frames of larger videos may come scaled down to it, in
-            their aspect ratio, where the decoder is faster for it: decord and pyav are. What is then cut out of a
-            frame has been scaled twice, by different filters; its content stays the same.
+        short_side: pixels of the short side that are enough. decord and pyav, which are faster for it, then scale the
+            frames of larger videos down to it, in their aspect ratio. A crop that is resized later has then been scaled
+            twice, by different filters; it shows the same part of the frame.
         time_limit: seconds after which opening, or a reading, counts as hung; 0 for no limit.
         max_pixels: frames x height x width of a reading that is not refused before anything is decoded; 0 for no limit.
         segment: the part that is opened: its first frame is frame 0.
@@ -212,7 +214,8 @@ def read_clip(
         video = open_video(source, name=name, time_limit=0, **kwargs)
         return video.read(indices_of(video.num_frames))
 
-    # In one call: decord decodes ahead as soon as it is open, and to wait for it again costs a millisecond or two.
+    # In one call: decord decodes ahead as soon as it is open, and waiting for it a second time costs a millisecond or
+    # two.
     frames = _within(time_limit, name, read)
     # A view: channels stay last in memory, where uint8 resizing is fastest.
     return frames.permute(0, 3, 1, 2)  # (T, C, H, W)
