@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .api import evaluate, train
     from .data import load_videos
     from .inference.api import embed, predict
+    from .inference.video_windows import windows
     from .training.recipe import Recipe
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "load_videos",
     "predict",
     "train",
+    "windows",
 ]
 
 # Names that are imported when they are first used, and where from.
@@ -56,6 +58,7 @@ _LAZY = {
     "load_videos": ".data",
     "predict": ".inference.api",
     "train": ".api",
+    "windows": ".inference.video_windows",
 }
 
 

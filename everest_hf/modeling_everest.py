@@ -175,22 +175,37 @@ class EverestEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
             target_ids = masked_ids if pretraining else None
-        elif keeps_all:
-            kept_ids = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[0], -1)
         else:
-            draw = partial(draw_noise, noise, self.training, patches.shape[0], patches.device)
-            kept_ids, target_ids = select_tokens(config, scores, draw, grid, ratio, pretraining)
+            kept_ids, target_ids = self.choose(patches, scores, grid, ratio, noise, pretraining)
 
         hidden_states = self._embed_kept(patches, embeddings, None if keeps_all else kept_ids)  # (B, K, D)
-        positions = self.position_embeddings(grid)[kept_ids]  # (B, K, D)
         return EverestEmbeddingOutput(
-            hidden_states=hidden_states + positions.to(hidden_states.dtype),
+            hidden_states=self.add_positions(hidden_states, kept_ids, grid),
             kept_ids=kept_ids,
             target_ids=target_ids,
             targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
             slots=slots,
             scores=scores if output_scores else None,
         )
+
+    def choose(
+        self,
+        tokens: torch.Tensor,
+        scores: torch.Tensor | None,
+        grid: Grid,
+        keep_ratio: float,
+        noise: torch.Tensor | None = None,
+        pretraining: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose of tokens (B, N, any) by scores (B, N); returns ids as `select_tokens` does."""
+        if keep_ratio == 1 and not pretraining:
+            return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1), None
+        draw = partial(draw_noise, noise, self.training, tokens.shape[0], tokens.device)
+        return select_tokens(self.config, scores, draw, grid, keep_ratio, pretraining)
+
+    def add_positions(self, tokens: torch.Tensor, ids: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Add the positions of ids (B, K) in a grid to tokens (B, K, D)."""
+        return tokens + self.position_embeddings(grid)[ids].to(tokens.dtype)
 
     @torch.no_grad()
     def _embed_and_score(self, patches: torch.Tensor, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -701,14 +716,14 @@ class EverestModel(EverestPreTrainedModel):
             interpolate_pos_encoding,
             output_scores,
         )
-        last_hidden_state, hidden_states, attentions = self.encoder(
+        last_hidden_state, hidden_states, attentions = self.encode(
             embedded.hidden_states,
             self._wanted("output_hidden_states", output_hidden_states),
             self._wanted("output_attentions", output_attentions),
             read,
         )
         return EverestModelOutput(
-            last_hidden_state=last_hidden_state if self.layernorm is None else self.layernorm(last_hidden_state),
+            last_hidden_state=last_hidden_state,
             kept_ids=embedded.kept_ids,
             target_ids=embedded.target_ids,
             targets=embedded.targets,
@@ -717,6 +732,11 @@ class EverestModel(EverestPreTrainedModel):
             hidden_states=hidden_states,
             attentions=attentions,
         )
+
+    def encode(self, hidden_states: torch.Tensor, *args, **kwargs):
+        """Run the layers and, where there is one, the final norm on embedded tokens (B, K, D); see `run_layers`."""
+        last_hidden_state, *others = self.encoder(hidden_states, *args, **kwargs)
+        return last_hidden_state if self.layernorm is None else self.layernorm(last_hidden_state), *others
 
 
 class EverestForPreTraining(EverestPreTrainedModel):
@@ -840,7 +860,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             read="mean" if reads_mean_alone(self.config, self.everest.training) and not with_states else None,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(self._pool(encoded.last_hidden_state)))
+        logits = self.classifier(self.dropout(self.pool(encoded.last_hidden_state)))
         return EverestForVideoClassificationOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
@@ -851,7 +871,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def _pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D), or of their mean (B, 1, D)."""
         if self.fc_norm is None:
             return hidden_states[:, 0]

@@ -113,10 +113,15 @@ class SequentialVideo:
 
 def decode_in_order(source: str | bytes, indices: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
     """Return the frames at `indices`, which rise, uint8 (T, H, W, C), scaled to `size` and not turned upright."""
+    return torch.stack(list(decoded_in_order(source, indices, size)))
+
+
+def decoded_in_order(source: str | bytes, indices: Sequence[int], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Yield what `decode_in_order` returns, each frame (H, W, C) when its turn comes."""
     wanted, to_pixels = set(indices), rgb_converter(*size)
     with demuxer(source) as (container, stream):
         shown = islice(container.decode(stream), indices[-1] + 1)
-        return torch.stack([to_pixels(frame) for i, frame in enumerate(shown) if i in wanted])
+        yield from (to_pixels(frame) for i, frame in enumerate(shown) if i in wanted)
 
 
 def rgb_converter(height: int, width: int) -> "Callable[[av.VideoFrame], torch.Tensor]":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..configuration_everest import EverestConfig
-    from ..inference import Windows
+    from ..inference import WindowReader
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 ANIMATION_SUFFIXES = (".mp4", ".gif")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING)
     drawing = Reconstruction if inference.architecture_of(name) == inference.PRETRAINING else KeptTokens
     drawn = drawing(name, args.keep_ratio)
-    windows = inference.Windows(drawn.processor, args.video, start=args.start, whole=args.all, **decoding)
+    windows = inference.WindowReader(drawn.processor, args.video, start=args.start, whole=args.all, **decoding)
     if _is_animation(args.out):
         _animate(drawn, windows, args.out)
     else:
@@ -93,7 +93,7 @@ def _is_animation(out: str) -> bool:
     return Path(out).suffix.lower() in ANIMATION_SUFFIXES
 
 
-def _animate(drawn: KeptTokens | Reconstruction, windows: Windows, out: str) -> None:
+def _animate(drawn: KeptTokens | Reconstruction, windows: WindowReader, out: str) -> None:
     """Write the frames of each window that no window before it has."""
     from tqdm.auto import tqdm
 

@@ -1,8 +1,9 @@
 """What a trained model is used for, shared by the commands, the page and notebooks.
 
 Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
-(classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a video
-window by window (windows.py). `predict` and `embed` of the package do all of it in one call (api.py).
+(classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a window
+of a video (windows.py), run a model over the overlapping windows of a long one (video_windows.py, slots.py). `predict`
+and `embed` of the package do all of it in one call (api.py).
 """
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
@@ -23,15 +24,18 @@ from .loading import (
 from .neighbours import label_figures, search
 from .predictions import Prediction, predicting, write_predictions
 from .sources import find_videos
-from .windows import Window, Windows, read_window
+from .video_windows import VideoWindows, WindowOutput
+from .windows import Window, WindowReader, read_window
 
 __all__ = [
     "CLASSIFICATION",
     "FEATURES",
     "PRETRAINING",
     "Prediction",
+    "VideoWindows",
     "Window",
-    "Windows",
+    "WindowOutput",
+    "WindowReader",
     "architecture_of",
     "check_classifier",
     "chosen_model",

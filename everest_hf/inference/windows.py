@@ -29,7 +29,7 @@ class Window:
     first_new: int = 0
 
 
-class Windows:
+class WindowReader:
     """The windows of a video, each read when its turn comes.
 
     There is one window, the centre view as the processor samples it. With `start` (seconds) the window begins at the
@@ -104,5 +104,5 @@ def _places(processor, num_frames: int, first: int) -> list[list[int]]:
 
 
 def read_window(processor, video: str, **opening) -> Window:
-    """Return the window that `Windows`, with the same arguments and errors, reads first."""
-    return next(iter(Windows(processor, video, **opening)))
+    """Return the window that `WindowReader`, with the same arguments and errors, reads first."""
+    return next(iter(WindowReader(processor, video, **opening)))

@@ -7,14 +7,15 @@ import ctypes
 import functools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import ClassVar, Protocol
 
 import av
 import torch
 
-from ..video_reading_everest import decode_in_order, demuxer, rgb_converter, upright
+from ..video_reading_everest import decode_in_order, decoded_in_order, demuxer, rgb_converter, upright
 from .containers import (
     CROWDED,
     CUT,
@@ -49,8 +50,20 @@ class Decoder(Protocol):
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, which rise, uint8 (T, H, W, C)."""
 
+    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """Yield what `read` would return for each of `runs`, which rise too, and decode no frame twice."""
 
-class DecordDecoder:
+
+class ReadsOn:
+    """For a decoder that remembers where it is, and decodes on from there."""
+
+    read: Callable[[Sequence[int]], torch.Tensor]
+
+    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return map(self.read, runs)
+
+
+class DecordDecoder(ReadsOn):
     """decord (packages decord2 or decord). It scales while it converts frames to RGB, bicubic."""
 
     obstacles: ClassVar = frozenset({CUT, OPEN_GROUPS, RECOVERY, UNTIMED, MIRRORED, CROWDED, NARROW, UNRATED, FOREIGN})
@@ -70,7 +83,7 @@ class DecordDecoder:
         return torch.from_numpy(self._reader.get_batch(list(indices)).asnumpy())
 
 
-class TorchcodecDecoder:
+class TorchcodecDecoder(ReadsOn):
     """torchcodec, in its exact mode: the approximate one takes numbers for times, and is wrong at a variable rate.
 
     It does not scale: that makes it slower.
@@ -114,17 +127,30 @@ class PyavDecoder:
             raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
         return upright(torch.stack(frames), self._matrix)
 
+    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        times = [self._times[i] for run in runs for i in run]
+        frames = self._decoded(times, times[0])
+        for run in runs:
+            found = list(islice(frames, len(run)))
+            if [time for time, _ in found] != [self._times[i] for i in run]:
+                raise ValueError(f"not all of its frames {run[0]} to {run[-1]} are there")
+            yield upright(torch.stack([pixels for _, pixels in found]), self._matrix)
+
     def _decode(self, times: list[int], start: int) -> list[torch.Tensor] | None:
         """Return the frames that are shown at `times`, decoded from the key frame before `start`; None if one is missed."""
-        wanted, frames, to_pixels = set(times), [], rgb_converter(*self._size)
+        frames = [pixels for _, pixels in self._decoded(times, start)]
+        return frames if len(frames) == len(times) else None
+
+    def _decoded(self, times: list[int], start: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the frames of `_decode`, each with its time, when their turn comes."""
+        wanted, to_pixels = set(times), rgb_converter(*self._size)
         with demuxer(self._source) as (container, stream):
             container.seek(start, stream=stream)
             for frame in _decode_few(container, stream, wanted):
                 if frame.pts in wanted:
-                    frames.append(to_pixels(frame))
+                    yield frame.pts, to_pixels(frame)
                 if frame.pts is None or frame.pts >= times[-1]:
                     break
-        return frames if len(frames) == len(times) else None
 
 
 class SequentialDecoder:
@@ -143,6 +169,11 @@ class SequentialDecoder:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return upright(decode_in_order(self._source, indices, self._size), self._matrix)
+
+    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        frames = decoded_in_order(self._source, [i for run in runs for i in run], self._size)
+        for run in runs:
+            yield upright(torch.stack(list(islice(frames, len(run)))), self._matrix)
 
 
 def _coded(size: tuple[int, int], header: Header) -> tuple[int, int]:

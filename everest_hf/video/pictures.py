@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, TypeGuard
@@ -117,6 +117,9 @@ class PictureDecoder:
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return torch.stack([self._frame(self._frames.name(i)) for i in indices])
+
+    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return map(self.read, runs)
 
     def _frame(self, name: str) -> torch.Tensor:
         expected = self._header.height, self._header.width

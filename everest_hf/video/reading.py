@@ -9,7 +9,7 @@ bits that still decode are not seen: video codecs carry no checksums, and decode
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +22,9 @@ from .errors import VideoError
 from .isolation import Overdue, call_within
 from .pictures import PictureDecoder, is_folder_of_pictures, picture_header
 from .segments import Segment
+
+# Frames that are decoded one after another in a call, and the pixels that they have at most, 16 frames of 1920 x 1080.
+FRAMES_OF_A_RUN, PIXELS_OF_A_RUN = 32, 2**25
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,23 @@ class _Video:
         if wanted == list(indices):
             return frames
         return frames[torch.searchsorted(torch.tensor(wanted), torch.tensor(indices))]
+
+    def read_runs(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Yield the frames at `indices`, which rise, in runs of uint8 (n, H, W, C) that fit in memory.
+
+        No frame is decoded twice, however long the video is. The time limit and max_pixels hold for each run.
+        """
+        pixels = self.header.height * self.header.width
+        size = max(1, min(FRAMES_OF_A_RUN, PIXELS_OF_A_RUN // max(1, pixels)))
+        places = [self.frames[i] for i in indices]
+        runs = [places[i : i + size] for i in range(0, len(places), size)]
+        self._guard(check_pixels, len(runs[0]), self.header.height, self.header.width, self._max_pixels)
+        frames = self._guard(self._decoder.read_runs, runs)
+        for run in runs:
+            found = self._guard(next, frames, ())
+            if len(found) != len(run):
+                raise VideoError(self.name, f"the decoder gave {len(found)} of {len(run)} frames")
+            yield found
 
     def _read(self, wanted: list[int]) -> torch.Tensor:
         check_pixels(len(wanted), self.header.height, self.header.width, self._max_pixels)

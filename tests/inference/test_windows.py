@@ -7,7 +7,7 @@ from helpers.videos import write_clip, write_video
 from PIL import Image
 
 from everest_hf import EverestVideoProcessor
-from everest_hf.inference import Windows, read_view, read_window
+from everest_hf.inference import WindowReader, read_view, read_window
 from everest_hf.video import VideoError
 
 FPS = 25
@@ -24,7 +24,7 @@ def processor(**fields) -> EverestVideoProcessor:
 
 
 def test_one_window_is_the_centre_view(video):
-    (window,) = Windows(processor(), video)
+    (window,) = WindowReader(processor(), video)
     pixel_values, frames = read_view(processor(), video)
     assert window.frames == frames == list(range(9, 21))
     assert window.pixel_values.equal(pixel_values)
@@ -32,7 +32,7 @@ def test_one_window_is_the_centre_view(video):
 
 
 def test_the_whole_video_is_there_once(video):
-    windows = Windows(processor(), video, whole=True)
+    windows = WindowReader(processor(), video, whole=True)
     found = list(windows)
     assert len(windows) == len(found) == 3
     assert [window.frames[0] for window in found] == [0, 12, 18]  # the last one moves back
@@ -40,7 +40,7 @@ def test_the_whole_video_is_there_once(video):
 
 
 def test_windows_of_every_second_frame(video):
-    found = list(Windows(processor(frame_step=2), video, whole=True))
+    found = list(WindowReader(processor(frame_step=2), video, whole=True))
     assert [window.frames for window in found] == [list(range(0, 24, 2)), list(range(6, 30, 2))]
     assert [window.first_new for window in found] == [0, 9]  # 24 follows 22
 
@@ -58,21 +58,21 @@ def test_a_window_at_the_end_repeats_the_last_frame(video):
 
 
 def test_frames_that_are_spread_over_the_video_are_spread_over_what_follows(video):
-    (window,) = Windows(processor(frame_sampling="segment"), video, start=0.24, whole=True)
+    (window,) = WindowReader(processor(frame_sampling="segment"), video, start=0.24, whole=True)
     assert window.frames == list(range(7, 30, 2))  # the middle of each of twelve parts of frames 6 to 29
 
 
 def test_candidates_of_frame_selection_cover_the_same_span(video):
     config = tiny_config(frame_oversampling=1.5)
     found = EverestVideoProcessor.from_config(config, frame_step=2)
-    first, last = Windows(found, video, whole=True)
+    first, last = WindowReader(found, video, whole=True)
     assert len(first.frames) == config.num_input_frames == 18
     assert (first.frames[0], first.frames[-1], last.frames[-1]) == (0, 22, 28)
 
 
 def test_a_start_after_the_end_is_an_error(video):
     with pytest.raises(VideoError, match=r"clip.mp4: shows no frame at 2 s or later; its last is at 1.16 s"):
-        Windows(processor(), video, start=2)
+        WindowReader(processor(), video, start=2)
 
 
 def test_a_video_without_times_has_numbers_alone(tmp_path):
@@ -81,7 +81,7 @@ def test_a_video_without_times_has_numbers_alone(tmp_path):
     window = read_window(processor(), str(tmp_path))
     assert (window.frames, window.seconds) == (list(range(1, 13)), None)
     with pytest.raises(VideoError, match="tells no times, so that it can only be read from its first frame on"):
-        Windows(processor(), str(tmp_path), start=0.5)
+        WindowReader(processor(), str(tmp_path), start=0.5)
 
 
 def test_times_are_those_of_the_file_where_its_rate_varies(tmp_path):
