@@ -24,10 +24,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from everest_hf.data import class_names_of
 from everest_hf.data.workers import naming_lost_workers
 from everest_hf.distributed import let_main_process_speak, main_first, tell_launcher
 from everest_hf.evaluation.evaluate import evaluate_model
+from everest_hf.evaluation.few_shot import evaluate_few_shot
 from everest_hf.evaluation.neighbours import evaluate_neighbours
+from everest_hf.evaluation.report import with_spread
 from everest_hf.files import printable
 from everest_hf.hub import Uploads
 from everest_hf.hub.card import write_card
@@ -104,6 +107,8 @@ def train(recipe: Recipe) -> dict[str, float]:
         figures, result = {}, step if recipe.keep == "last" else checkpoints.restore_best(step)
         if run.val is not None:
             figures = judge(run, accelerator, model, average, loaders.final_views(recipe), run.folder)
+            if recipe.evaluation == "few_shot":
+                figures |= measure_features(run, accelerator, model, average, figures)
             progress.write(step, figures)
         saved = save_final_model(accelerator, model, run.processor, run.folder, average)
         if accelerator.is_main_process:
@@ -145,14 +150,45 @@ def monitor(
         return evaluate_neighbours(accelerator, model, loader, source=str(run.recipe.val))
 
 
+def measure_features(
+    run: Run,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    average: MovingAverage | None = None,
+    others: dict[str, float] | None = None,
+) -> dict[str, float]:
+    """Return what few labels of train make of a prepared model's features, on the videos of val.
+
+    others: figures that stand before these in figures.json.
+    """
+    recipe = run.recipe
+    rows = (run.train, run.val)
+    train, val = (loaders.build_val_loader(recipe, run.config, videos, 1, 1) for videos in rows)
+    with averaged(average):
+        return evaluate_few_shot(
+            accelerator,
+            model,
+            train,
+            val,
+            names=class_names_of(run.train),
+            seed=recipe.seed,
+            count_bad=recipe.count_bad_as_wrong,
+            folder=run.folder,
+            others=others,
+        )
+
+
 def evaluate(recipe: Recipe) -> dict[str, float]:
-    """Evaluate a trained model as at the end of its training; the files go into a folder of their own."""
+    """Evaluate a trained model, or its features; the files go into a folder of their own."""
     accelerator = build_accelerator(recipe)
     run, model = main_first(accelerator, set_up_evaluation, recipe)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     with hold(run.folder, accelerator):
-        figures = judge(run, accelerator, model, None, loaders.final_views(recipe), run.folder)
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+        if recipe.evaluation == "few_shot":
+            figures = measure_features(run, accelerator, model)
+        else:
+            figures = judge(run, accelerator, model, None, loaders.final_views(recipe), run.folder)
+    shown = ", ".join(f"{name} {value}" for name, value in with_spread(figures, 5).items())
     accelerator.print(f"{run.num_val} videos of {recipe.val}: {shown}\nfiles in {run.folder}")
     return figures
 

@@ -11,6 +11,7 @@ from ..data.rows import named
 from ..distributed import end_together
 from ..inference import feature_function
 from ..inference.neighbours import TEMPERATURE, labels_by_votes, similarities_to_others
+from ..modeling_everest import EverestForPreTraining
 from .evaluate import SIGNIFICANT_DIGITS, join, on_device
 
 NEIGHBOURS = 20
@@ -37,36 +38,48 @@ def knn_top1(
     return int(torch.cat(right).sum()) / len(labels)
 
 
-@torch.no_grad()
 def evaluate_neighbours(
     accelerator: Accelerator, model: nn.Module, loader: DataLoader, *, source: str
 ) -> dict[str, float]:
     """Return {"val_knn_top1": `knn_top1`} of labelled videos. Every process calls it.
 
-    A feature is the mean of the tokens that the encoder of a pre-training model gives in evaluation mode, of those that
-    the config's keep_ratio keeps. loader: this process's batches of a VideoViews of one view that counts unreadable
-    videos. source: where the videos are from, for errors.
+    model, loader: as in `find_features`. source: where the videos are from, for errors.
 
     Raises:
         ValueError: videos cannot be read. The main process raises, the others exit.
+    """
+    videos, bad = find_features(accelerator, model, loader)
+    if bad:
+        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
+        end_together(ValueError(f"{source}: unreadable validation videos: {culprits}"))
+    top1 = knn_top1(videos["features"].to(accelerator.device), videos["labels"].to(accelerator.device))
+    return {"val_knn_top1": float(f"{top1:.{SIGNIFICANT_DIGITS}g}")}
+
+
+@torch.no_grad()
+def find_features(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return `features` (n, D), `labels` (n,), `index` and `unreadable` (n,) of videos, and reasons by unreadable path.
+
+    Every process calls it, and gets all videos, on the CPU, in the order of the rows. model: of pre-training, whose
+    features are the mean of the tokens that its encoder gives in evaluation mode, of those that the config's keep_ratio
+    keeps; or another, with the features of `feature_function`. loader: this process's batches of a VideoViews of one
+    view that counts unreadable videos.
     """
     whole, was_training = accelerator.unwrap_model(model), model.training
     mean, std = whole.config.image_mean, whole.config.image_std
     bad: dict[str, str] = {}
     found = []
-    features_of = feature_function(whole.everest)
+    features_of = feature_function(whole.everest if isinstance(whole, EverestForPreTraining) else whole)
     model.eval()
     for batch in on_device(loader, accelerator, bad):
         clips = transforms.normalize(batch["pixel_values"].flatten(0, 1), mean, std)  # (B, T, C, h, w)
         with accelerator.autocast():
             features = features_of(clips)  # (B, D)
-        found.append((features, batch["labels"], batch["index"]))
+        found.append((features, batch["labels"], batch["index"], batch["unreadable"].long()))  # padding makes it so
     model.train(was_training)
-    bad = dict(gather_object(list(bad.items())))
-    if bad:
-        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
-        end_together(ValueError(f"{source}: unreadable validation videos: {culprits}"))
-    parts = dict(zip(("features", "labels", "index"), map(torch.cat, zip(*found, strict=True)), strict=True))
-    videos = join(accelerator, parts)
-    top1 = knn_top1(videos["features"].to(accelerator.device), videos["labels"].to(accelerator.device))
-    return {"val_knn_top1": float(f"{top1:.{SIGNIFICANT_DIGITS}g}")}
+    names = ("features", "labels", "index", "unreadable")
+    parts = dict(zip(names, map(torch.cat, zip(*found, strict=True)), strict=True))
+    joined = join(accelerator, parts)
+    return {**joined, "unreadable": joined["unreadable"].bool()}, dict(gather_object(list(bad.items())))

@@ -18,6 +18,18 @@ FIGURES, PREDICTIONS, CONFUSION, PICTURE = "figures.json", "predictions.csv", "c
 REPORT = (FIGURES, PREDICTIONS, CONFUSION, PICTURE)
 # So many classes are named for each video, the likeliest first.
 NAMED_CLASSES = 5
+# The end of the name of a figure's spread.
+SPREAD = "_std"
+
+
+def with_spread(figures: dict[str, float], digits: int) -> dict[str, str]:
+    """Return figures by name as text, rounded to so many digits; "0.71 ± 0.05" is a mean and its spread."""
+    spreads = {name + SPREAD: f" ± {figures[name + SPREAD]:.2g}" for name in figures if name + SPREAD in figures}
+    return {
+        name: f"{value:.{digits}g}{spreads.get(name + SPREAD, '')}"
+        for name, value in figures.items()
+        if name not in spreads
+    }
 
 
 def write_figures(folder: Path, figures: dict) -> None:

@@ -11,6 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_everest import EverestConfig
 from ..cost import Use, clip_cost
+from ..evaluation.few_shot import DRAWS
+from ..evaluation.report import SPREAD, with_spread
 from ..files import packaged
 from ..training.recipe import Recipe
 from ..training.run import Run
@@ -35,6 +37,8 @@ MODELS = {
     "EverestForPreTraining": ("AutoModelForPreTraining", "A pre-trained masked video autoencoder, to be fine-tuned"),
     "EverestModel": ("AutoModel", "A video encoder"),
 }
+# What learns from few labels, on the features.
+FEW_SHOT = {"linear": "a linear classifier", "knn": "nearest neighbours"}
 # Figures of an evaluation by name, if there was one.
 Figures = dict[str, float] | None
 USES = {
@@ -210,7 +214,7 @@ def _evaluation(recipe: Recipe, figures: Figures) -> list[str]:
         return ["This is a checkpoint of a run that goes on: it has not been evaluated as its result will be."]
     if not figures:
         return ["No videos were held out, so nothing was measured."]
-    rows = {_figure(name)[1]: f"{value:.4g}" for name, value in figures.items()}
+    rows = {_figure(name)[1]: value for name, value in with_spread(figures, 4).items()}
     return [f"On the held-out videos, {_protocol(recipe)}:", "", *_table(rows)]
 
 
@@ -235,6 +239,8 @@ def _protocol(recipe: Recipe) -> str:
 def _figure(name: str) -> tuple[str, str]:
     """Return the Hub's identifier of a figure, and its name for people."""
     short = name.removeprefix("val_")
+    if few := re.fullmatch(r"(linear|knn)_(\d+)", short):
+        return "accuracy", f"top-1 of {FEW_SHOT[few[1]]}, {few[2]} label{'s' * (few[2] != '1')} a class, {DRAWS} draws"
     return FIGURES.get(short, (short, short))
 
 
@@ -242,6 +248,8 @@ def _results(name: str, recipe: Recipe, figures: dict[str, float]) -> dict:
     """Return the arguments of ModelCardData that put the figures into the card's model-index."""
     results = []
     for figure, value in figures.items():
+        if figure.endswith(SPREAD):
+            continue
         kind, title = _figure(figure)
         results.append(
             EvalResult(

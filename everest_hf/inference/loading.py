@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -119,12 +120,17 @@ def load_checkpoint(name: str, architecture: str, **overrides):
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
+def as_encoder(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the class, by its name, that gives a checkpoint's features, and fields of the configuration it is to have."""
+    architecture = architecture_of(name)
+    # So that what comes from pre-training has the encoder's final norm.
+    return (FEATURES, {"use_mean_pooling": False}) if architecture == PRETRAINING else (architecture, {})
+
+
 def load_encoder(name: str):
     """Return the model that gives a checkpoint's features, ready for inference, and its processor."""
-    architecture = architecture_of(name)
-    if architecture == PRETRAINING:
-        return load_checkpoint(name, FEATURES, use_mean_pooling=False)  # so that it has the encoder's final norm
-    return load_checkpoint(name, architecture)
+    architecture, values = as_encoder(name)
+    return load_checkpoint(name, architecture, **values)
 
 
 def loaded(name: str, load: Callable, *args, **kwargs):

@@ -35,9 +35,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         end_together(ValueError("mixed_precision is fp16, which CPUs do not have; it must be bf16 or no"))
     is_sharded = parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-    if recipe.monitor != "none" and is_sharded:
-        what = f"monitor is {recipe.monitor!r}, which is not offered with FSDP or DeepSpeed; leave it out"
-        end_together(ValueError(what))
+    for name, value, off in (("monitor", recipe.monitor, "none"), ("evaluation", recipe.evaluation, "views")):
+        if value != off and is_sharded:
+            what = f"{name} is {value!r}, which is not offered with FSDP or DeepSpeed; leave it out"
+            end_together(ValueError(what))
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _prepare_sharding(accelerator)
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, VideoMAEConfig, get_cosine_with_min_l
 from ..configuration_everest import EverestConfig
 from ..convert import load_converted
 from ..data import class_names_of
+from ..inference.loading import MODELS, as_encoder
 from ..modeling_everest import EverestForPreTraining, EverestForVideoClassification, EverestPreTrainedModel
 from ..video_processing_everest import EverestVideoProcessor
 from .optim import MovingAverage, parameter_groups
@@ -228,6 +229,22 @@ def load_trained(recipe: Recipe) -> EverestPreTrainedModel:
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])[0]
         raise ValueError(f"model {source} has no {lacking}: it was not trained for task={recipe.task}")
+    _check_weights(source, info, ())
+    _check_channels(model.config)
+    return model
+
+
+def load_features(recipe: Recipe) -> EverestPreTrainedModel:
+    """Return the model whose features are evaluated: a classifier, of pre-training, or an encoder alone.
+
+    Raises:
+        ValueError: there is none, or it cannot be loaded.
+    """
+    source = model_to_evaluate(recipe)
+    architecture, values = as_encoder(source)
+    _check_sizes(source, recipe.config, _stored_config(source))
+    load = partial(MODELS[architecture].from_pretrained, source, output_loading_info=True)
+    model, info = _loaded(source, load, **{**values, **recipe.config})
     _check_weights(source, info, ())
     _check_channels(model.config)
     return model

@@ -74,12 +74,12 @@ def load_train(recipe: Recipe) -> Dataset | IterableDataset:
 
 
 def _has_classes(recipe: Recipe) -> bool:
-    return recipe.has_labels and recipe.problem_type != "regression"
+    return recipe.needs_labels and recipe.problem_type != "regression"
 
 
 def _labels_of(recipe: Recipe) -> dict[str, Any]:
     """Return what labels the run needs, as arguments of `load_videos`."""
-    return {"labels_required": recipe.has_labels, "problem_type": recipe.problem_type}
+    return {"labels_required": recipe.needs_labels, "problem_type": recipe.problem_type}
 
 
 def _check_monitored(val: Dataset, source: str) -> None:

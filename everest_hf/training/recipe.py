@@ -26,6 +26,7 @@ SINGLE_LABEL = "single_label_classification"
 AUTO = "auto"
 CLASS_WEIGHTS = ("none", "balanced")
 MONITORS = ("none", "knn")
+EVALUATIONS = ("views", "few_shot")
 KEPT = ("last", "best")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _ARGUMENTS = inspect.signature(EverestConfig.__init__).parameters.values()
@@ -154,6 +155,9 @@ class Recipe:
     crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
     count_bad_as_wrong: bool = _option(False, "Evaluation", "count unreadable videos of val as wrong, do not stop")
 
+    evaluation: str = _option(
+        "views", "Evaluation", "at the end: views, or few_shot (features, with few labels of train)", EVALUATIONS
+    )
     monitor: str = _option(
         "none", "Evaluation", "in pre-training: none, or knn (top-1 of neighbours on val)", MONITORS
     )
@@ -236,6 +240,11 @@ class Recipe:
         return self.task != "pretrain"
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the videos must have labels, for the task or for its evaluation."""
+        return self.has_labels or self.evaluation == "few_shot"
+
+    @property
     def problem_type(self) -> str:
         """What fine-tuning learns: a class, several labels or a number for each video."""
         return self.config.get("problem_type") or SINGLE_LABEL
@@ -266,6 +275,20 @@ class Recipe:
             _require(not self.has_labels, "monitor", self.monitor, f"none with task={self.task}")
             kind = self.problem_type
             _require(kind == SINGLE_LABEL, "monitor", self.monitor, f"none with problem_type={kind}")
+        if self.evaluation == "few_shot":
+            self._check_few_shot()
+
+    def _check_few_shot(self) -> None:
+        """Check that there are labelled videos to draw from, which have not shaped the features by their labels."""
+        for name in ("train", "val"):
+            _require(getattr(self, name) is not None, name, None, "labelled videos with evaluation=few_shot")
+        _require(not self.streaming, "evaluation", "few_shot", "views with streaming: a stream's videos are not drawn")
+        kind = self.problem_type
+        _require(kind == SINGLE_LABEL, "evaluation", "few_shot", f"views with problem_type={kind}")
+        right = (
+            f"views with task={self.task}, which learns all labels of train (add eval_only to measure a checkpoint)"
+        )
+        _require(self.eval_only or not self.has_labels, "evaluation", "few_shot", right)
 
     def _check_balance(self) -> None:
         """Check that there are classes to balance, and that their videos can be counted."""

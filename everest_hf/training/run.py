@@ -23,7 +23,7 @@ class Run:
     """What training, evaluation and dry run work with; its processes all have the same.
 
     folder: where it writes. processor: samples and scales as evaluation does. train, val: the rows of the videos; an
-    evaluation has no train, and then the rest is left at its defaults. hardware: in words. num_videos: for training, of
+    evaluation has no train unless it draws labels from it, and the rest is left at its defaults. hardware: in words. num_videos: for training, of
     a stream in an epoch. total_batch: clips of a step of the optimizer, over all processes. identities: what tells the
     videos of train and val from others.
     """
@@ -134,7 +134,11 @@ def set_up_evaluation(recipe: Recipe) -> tuple[Run, EverestPreTrainedModel]:
     Raises:
         ValueError, OSError: there is no such model, or the videos are not of its classes.
     """
-    model = build.load_trained(recipe)
-    val = loaders.load_held_out(recipe, model.config)
+    if recipe.evaluation == "few_shot":
+        model = build.load_features(recipe)
+        train, val = loaders.load_rows(recipe)
+    else:
+        model = build.load_trained(recipe)
+        train, val = None, loaders.load_held_out(recipe, model.config)
     folder = Path(recipe.output_dir) / "evaluation"
-    return Run(recipe, folder, model.config, build.build_processor(recipe, model.config), None, val), model
+    return Run(recipe, folder, model.config, build.build_processor(recipe, model.config), train, val), model

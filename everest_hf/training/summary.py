@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..data import BadVideos, VideoViews, head_of, transforms
+from ..evaluation.report import with_spread
 from ..visualize import draw_curves, draw_kept_tokens, take_slots
 from .build import MODEL_CLASSES
 from .loaders import HEAD, sampling_of
@@ -33,7 +34,7 @@ def summarise(
     run: Run, step: int, figures: dict[str, float], log: list[dict], model: Path, best: Path | None, bad: BadVideos
 ) -> str:
     """Say how a run ended, after `step` steps, and where its results are: a line, then a table."""
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items()) or "no validation set"
+    shown = ", ".join(f"{name} {value}" for name, value in with_spread(figures, 5).items()) or "no validation set"
     lines = [line for line in log if "loss" in line]
     seconds = sum(line["seconds"] for line in lines)
     rows = {
