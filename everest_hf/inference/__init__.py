@@ -2,12 +2,13 @@
 
 Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
 (classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a window
-of a video (windows.py), run a model over the overlapping windows of a long one (video_windows.py, slots.py). `predict`
-and `embed` of the package do all of it in one call (api.py).
+of a video (windows.py), run a model over the overlapping windows of a long one (video_windows.py, slots.py,
+embed_windows.py, localization.py). `predict` and `embed` of the package do all of it in one call (api.py).
 """
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
 from .embed import embed_videos, feature_function
+from .embed_windows import embed_windows
 from .features import read_features
 from .grid import tokens_to_grid
 from .loading import (
@@ -41,6 +42,7 @@ __all__ = [
     "chosen_model",
     "classify",
     "embed_videos",
+    "embed_windows",
     "evaluation_views",
     "feature_function",
     "find_videos",

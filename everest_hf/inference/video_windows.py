@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -33,30 +34,27 @@ class WindowOutput:
 
 
 class VideoWindows:
-    """The windows of a video, which it opens, and, iterated, a `WindowOutput` for each; see `windows`.
+    """The windows of an open video, and, iterated, a `WindowOutput` for each; see `windows`.
 
-    num_frames: T of the video, at `fps` frames a second (0 where the file tells no rate). stride, frame_step, span: in
-    these frames.
+    num_frames: of the video, at `fps` frames a second (0 where the file tells no rate). stride, frame_step, span: in
+    these frames. centers: the second of the middle of each window, None where there is no rate.
     """
 
     def __init__(
         self,
         encoder: SlotEncoder,
         processor,
-        video: str,
+        video,
         *,
         stride: int,
         frame_step: int,
         fps: float | None,
         batch_size: int,
-        time_limit: float,
-        max_pixels: int,
     ):
-        source = source_of(video, url_schemes=WEB, time_limit=time_limit)
-        self._video = open_video(**source, time_limit=time_limit, max_pixels=max_pixels)
+        self.video = video
         self._encoder, self._processor, self._batch_size = encoder, processor, batch_size
-        self._places = range(self._video.num_frames) if fps is None else _resampled(self._video, fps)
-        self.num_frames, self.fps = len(self._places), fps or self._video.fps
+        self._places = range(self.video.num_frames) if fps is None else _resampled(self.video, fps)
+        self.num_frames, self.fps = len(self._places), fps or self.video.fps
         self.stride, self.frame_step = stride, frame_step
         self.span = (encoder.config.num_frames - 1) * frame_step + 1
 
@@ -72,10 +70,17 @@ class VideoWindows:
                 yield self._output(index, features[i], None if logits is None else logits[i])
                 index += 1
 
+    @property
+    def centers(self) -> list[float] | None:
+        return [self._center(index) for index in range(len(self))] if self.fps else None
+
+    def _center(self, index: int) -> float:
+        return (index * self.stride + self.span / 2) / self.fps
+
     def _output(self, index: int, features: torch.Tensor, logits: torch.Tensor | None) -> WindowOutput:
         frames = self._frames_at(index * self.stride, self._encoder.config.num_frames)
-        center = (index * self.stride + self.span / 2) / self.fps if self.fps else None
-        return WindowOutput(frames, self._video.seconds_of(frames), center, features, logits)
+        center = self._center(index) if self.fps else None
+        return WindowOutput(frames, self.video.seconds_of(frames), center, features, logits)
 
     def _frames_at(self, start: int, count: int) -> list[int]:
         """Return the numbers in the file of `count` frames from `start` on; the last one stands for those after it."""
@@ -89,7 +94,7 @@ class VideoWindows:
         starts = range(0, len(self) * self.stride, self.stride)
         frames = _Frames(
             self._processor,
-            self._video,
+            self.video,
             sorted({frame for start in starts for frame in self._frames_at(start, config.num_frames)}),
         )
         slots: dict[int, Slot] = {}  # by first frame
@@ -167,25 +172,36 @@ def windows(
         VideoError: the video cannot be read; where this shows itself late in the file, after some windows.
     """
     encoder = SlotEncoder(model, keep_ratio)
+    places = checked_windows(model, processor, stride, frame_step, fps, batch_size)
+    source = source_of(video, url_schemes=WEB, time_limit=time_limit)
+    return VideoWindows(
+        encoder, processor, open_video(**source, time_limit=time_limit, max_pixels=max_pixels), **places
+    )
+
+
+def checked_windows(
+    model: EverestPreTrainedModel,
+    processor,
+    stride: int | None = None,
+    frame_step: int | None = None,
+    fps: float | None = None,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Return the arguments of `windows` that say where windows are, and their number at a time, with defaults filled in.
+
+    Raises:
+        ValueError: one is out of range.
+    """
     frame_step = frame_step_of(processor) if frame_step is None else frame_step
     if stride is None:
         stride = max(1, int(model.config.num_frames * frame_step // 4))
-    for name, value in {"frame_step": frame_step, "stride": stride, "batch_size": batch_size}.items():
+    counts = {"frame_step": frame_step, "stride": stride, "batch_size": batch_size}
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a positive integer")
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps is {fps!r}; it must be a positive number")
-    return VideoWindows(
-        encoder,
-        processor,
-        video,
-        stride=stride,
-        frame_step=frame_step,
-        fps=fps,
-        batch_size=batch_size,
-        time_limit=time_limit,
-        max_pixels=max_pixels,
-    )
+    return {**counts, "fps": fps}
 
 
 def frame_step_of(processor) -> int:
