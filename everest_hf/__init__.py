@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .api import evaluate, train
     from .data import load_videos
     from .inference.api import embed, predict
+    from .inference.stream import EverestStream
     from .inference.video_windows import windows
     from .training.recipe import Recipe
 
@@ -39,6 +40,7 @@ __all__ = [
     "EverestForVideoClassification",
     "EverestModel",
     "EverestPreTrainedModel",
+    "EverestStream",
     "EverestVideoProcessor",
     "Recipe",
     "__version__",
@@ -52,6 +54,7 @@ __all__ = [
 
 # Names that are imported when they are first used, and where from.
 _LAZY = {
+    "EverestStream": ".inference.stream",
     "Recipe": ".training.recipe",
     "embed": ".inference.api",
     "evaluate": ".api",

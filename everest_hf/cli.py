@@ -22,6 +22,7 @@ from .commands import (
     train,
     tune_keep_ratio,
     visualize,
+    watch,
 )
 from .commands.options import PROGRAM, print_error
 from .version import __version__
@@ -35,6 +36,7 @@ COMMANDS = (
     convert,
     train,
     predict,
+    watch,
     embed,
     search,
     neighbours,

@@ -31,7 +31,7 @@ MAX_PIXELS = 2**29
 TIME_LIMIT = 60.0
 # Formats that name other files or addresses, which FFmpeg would open in their place.
 _REFERRING = {"avisynth", "concat", "dash", "hls", "image2", "imf", "rtsp", "sap", "sdp", "vapoursynth", "vobsub"}
-_FORMATS = "" if av is None else ",".join(sorted(av.formats_available - _REFERRING))
+FORMATS_OF_FILES = "" if av is None else ",".join(sorted(av.formats_available - _REFERRING))
 
 
 def check_pixels(num_frames: int, height: int, width: int, max_pixels: int) -> None:
@@ -50,7 +50,7 @@ def open_container(source: "str | bytes") -> "av.container.InputContainer":
         raise ImportError("reading a video file needs the package av (pip install av)")
     # FFmpeg takes a relative path such as "concat:a|b" for an address.
     file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
-    return av.open(file, "r", options={"format_whitelist": _FORMATS}, **_LENIENT)
+    return av.open(file, "r", options={"format_whitelist": FORMATS_OF_FILES}, **_LENIENT)
 
 
 @contextmanager
@@ -65,12 +65,12 @@ def demuxer(source: str | bytes) -> "Iterator[tuple[av.container.InputContainer,
     except av.error.FFmpegError as error:
         raise ValueError(f"not a video, or its header is damaged ({error.strerror})") from error
     with container:
-        stream = _best_stream(container)
+        stream = best_stream(container)
         stream.codec_context.thread_count = 1  # the data loader's workers are the parallelism
         yield container, stream
 
 
-def _best_stream(container: "av.container.InputContainer") -> "av.VideoStream":
+def best_stream(container: "av.container.InputContainer") -> "av.VideoStream":
     covers = [s for s in container.streams.video if s.disposition & av.stream.Disposition.attached_pic]
     stream = container.streams.best("video")
     if stream in covers:

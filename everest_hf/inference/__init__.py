@@ -3,7 +3,8 @@
 Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
 (classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a window
 of a video (windows.py), run a model over the overlapping windows of a long one (video_windows.py, slots.py,
-embed_windows.py, localization.py). `predict` and `embed` of the package do all of it in one call (api.py).
+embed_windows.py, localization.py) or over frames that keep coming (stream.py, watch.py). `predict` and `embed` of the
+package do all of it in one call (api.py).
 """
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels

@@ -134,7 +134,7 @@ class _Video:
             # A decoder that is not installed is no fault of the video.
             raise
         except Exception as error:
-            raise VideoError(self.name, _reason(error)) from error
+            raise VideoError(self.name, reason_of(error)) from error
 
 
 def _within(seconds: float, name: str, function: Callable, *args):
@@ -244,7 +244,7 @@ def read_clip(
 # ---------------------------------------------------------------------- reasons
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """First line of a decoder's message, without the places in its source and the call stack that follows."""
     text = getattr(error, "strerror", None) or str(error)
     first_line = next(iter(text.strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,72 @@
+"""A classifier on frames that keep coming, and what it cost."""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+from ..video.live import LiveVideo
+from .classify import top_labels
+from .stream import EverestStream
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a classifier says of a window: start and end, its seconds in the source; top, labels with scores; latency, the
+    seconds since its last frame was there; dropped, the frames that were dropped until now.
+    """
+
+    start: float
+    end: float
+    top: list[tuple[str, float]]
+    latency: float
+    dropped: int
+
+
+@dataclass
+class Tally:
+    """What watching has cost: frames that the model could take, those dropped among them, seconds of the source, and the
+    latency of each output.
+    """
+
+    frames: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.latencies:
+            return f"ended after {self.seconds:.1f} s, before the first window was whole"
+        mean, longest = statistics.fmean(self.latencies), max(self.latencies)
+        return (
+            f"ended after {self.seconds:.1f} s: {len(self.latencies)} outputs, latency {mean:.2f} s (at most "
+            f"{longest:.2f} s), {self.dropped} of {self.frames} frames dropped, {psutil.Process().memory_info().rss / 2**20:.0f} MiB of memory"
+        )
+
+
+def watch(
+    stream: EverestStream, video: LiveVideo, config, *, every: float, top_k: int, tally: Tally
+) -> Iterator[Sighting]:
+    """Yield a `Sighting` of the newest window every `every` seconds of the source, as long as frames come.
+
+    stream: with frame_step 1, where the video has it as its step. tally: is kept up to date.
+
+    Raises:
+        VideoError: the source cannot be read, or hangs.
+    """
+    seconds: deque[float] = deque(maxlen=stream.frames_of_window)
+    due = 0.0
+    for frame in video:
+        seconds.append(frame.second)
+        is_whole = stream.add(frame.pixels)
+        tally.frames, tally.dropped, tally.seconds = video.read, video.dropped, frame.second
+        if not is_whole or frame.second < due:
+            continue
+        due = frame.second + every
+        logits = stream.output().logits[None]  # type: ignore[union-attr,index]  # a window is whole, of a classifier
+        latency = time.monotonic() - frame.arrived
+        tally.latencies.append(latency)
+        yield Sighting(seconds[0], seconds[-1], top_labels(logits, config, top_k), latency, video.dropped)
