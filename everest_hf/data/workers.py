@@ -134,8 +134,9 @@ def run_in_processes(
     """Yield (i, function(items[i], alive)) as the results come, or (i, LostProcess) where its process was lost.
 
     `workers` processes run at a time, by default one a core. One that is silent for `patience` seconds (0: for ever)
-    counts as hung; a call that may take longer calls alive() in between. An exception of the function ends all
-    processes and is raised here.
+    counts as hung; a call that may take longer calls alive() in between. The seconds that a process needs to start do
+    not count: where it is no fork, it imports PyTorch first. An exception of the function ends all processes and is
+    raised here.
     """
     todo = iter(enumerate(items))
     idle: list[_Worker] = []
@@ -203,6 +204,7 @@ class _Worker:
 
     def __init__(self, function: Callable):
         self.connection, other_end = multiprocessing.Pipe()
+        self.has_started = False
         self.process = multiprocessing.Process(target=_serve, args=(function, other_end), daemon=True)
         self.process.start()
         other_end.close()  # so that the end of the process is the end of the connection
@@ -215,12 +217,12 @@ class _Worker:
         """Return the result if there is one, LostProcess if there will be none, otherwise _GOING_ON."""
         try:
             if not self.connection.poll():
-                is_hung = 0 < patience < time.monotonic() - self.heard
+                is_hung = self.has_started and 0 < patience < time.monotonic() - self.heard
                 return LostProcess(f"no answer for {patience:g} s") if is_hung else _GOING_ON
             kind, value = self.connection.recv()
         except (EOFError, OSError):
             return LostProcess(f"the process that worked on it {self._how_it_ended()}")
-        self.heard = time.monotonic()
+        self.has_started, self.heard = True, time.monotonic()
         if kind == "failed":
             raise value
         return value if kind == "done" else _GOING_ON
@@ -253,6 +255,7 @@ def _serve(function: Callable, connection: Connection) -> None:
 
     parent = multiprocessing.parent_process()
     try:
+        connection.send(("alive", None))  # it has started
         while connection in wait([connection, parent.sentinel]):  # type: ignore[union-attr]  # it has one
             item = connection.recv()
             try:

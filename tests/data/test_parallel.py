@@ -65,6 +65,12 @@ def test_a_lost_process_costs_its_own_item_and_is_replaced():
     assert len(results) == len(items)
 
 
+def test_the_start_of_a_process_is_no_silence(monkeypatch):
+    """As on Windows and on a Mac, where processes are spawned: each imports PyTorch before it can answer."""
+    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("spawn").Process)
+    assert dict(run_in_processes(square, [7], patience=0.5)) == {0: 49}
+
+
 def test_an_error_of_the_function_ends_all_and_leaves_no_process():
     with pytest.raises(OSError, match="No space left on device") as caught:
         list(run_in_processes(fail, range(5), workers=2))
