@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or cannot write, and go on: to the bit as if nothing had happened."""
 
+import json
 import os
 import shutil
 import signal
@@ -127,6 +128,21 @@ def test_killed_in_a_save(place, steady):
     with (folder / "log.jsonl").open("a") as log:  # a line that was being written
         log.write('{"step": 6, "lo')
     train("pretrain.yaml", "--output_dir", folder, cwd=place).check()
+    assert_same_end(folder, steady)
+
+
+def test_killed_while_it_balances_unequal_classes(place):
+    videos = [(f"videos/train/{name}/{name}_{i}.mp4", name) for n, name in enumerate(CLASSES) for i in range(3 - n)]
+    write_list(place / "unequal.txt", videos)
+    arguments = ["finetune.yaml", "--train", "unequal.txt", "--epochs", 2, "--class_weights", "balanced"]
+    arguments += ["--balanced_sampling", "--output_dir"]
+    steady, folder = place / "balanced_steady", place / "balanced"
+    train(*arguments, steady, cwd=place).check()
+    weights = json.loads((steady / "model" / "config.json").read_text())["class_weights"]
+    assert weights == pytest.approx([2 / 3, 1, 2])
+    Run(*arguments, folder, cwd=place).kill_when(folder / "checkpoints" / "step-00000009")
+    assert steps_of(folder)[-1] < 12
+    train(*arguments, folder, cwd=place).check()
     assert_same_end(folder, steady)
 
 
