@@ -29,6 +29,7 @@ def add_parser(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to write; run again, what is finished there stays")
     parser.add_argument("--short-side", type=int, metavar="PIXELS", help="of a frame, never enlarged [256]")
     parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16]")
+    parser.add_argument("--fps", type=float, metavar="N", help="frames a second of folders of frames [none: refused]")
     parser.add_argument("--crf", type=int, metavar="N", help="quality: lower is better and larger [20]")
 
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     check_counts(args, "workers")
     chosen = {name: getattr(args, name) for name in ("short_side", "gop", "crf") if getattr(args, name) is not None}
     options = {**decoding_options(args), **source_options(args)}
-    done = prepare_videos(args.source, args.out, encoding=Encoding(**chosen), workers=args.workers, **options)
+    encoding = Encoding(**chosen)
+    done = prepare_videos(args.source, args.out, encoding=encoding, fps=args.fps, workers=args.workers, **options)
     for error in done.bad:
         print_error(error)
     print_text(

@@ -20,14 +20,14 @@ from tqdm.auto import tqdm
 from ..files import held, put_in_place
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video, read_clip
 from ..video.containers import check_source
-from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, transcode
+from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, frames_of_pictures, transcode
 from ..video.pictures import is_folder_of_pictures
 from ..video_reading_everest import open_container
 from .lists import write_csv
 from .rows import VIDEO_SUFFIXES, class_names_of, source_of, video_in
 from .sampling import Sampling
 from .segments import FRAMES, segments_in
-from .sources import load_videos, videos_below
+from .sources import frame_folders_below, load_videos, videos_below
 from .tables import arguments_of, columns_of, open_table
 from .workers import map_videos
 
@@ -72,6 +72,7 @@ def prepare_videos(
     out: str | os.PathLike,
     *,
     encoding: Encoding = DEFAULT_ENCODING,
+    fps: float | None = None,
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
     max_pixels: int = MAX_PIXELS,
@@ -81,7 +82,8 @@ def prepare_videos(
 ) -> Prepared:
     """Write the videos of a source below the folder `out`, each as an H.264 file without sound, in parallel processes.
 
-    The frames are those of the source: all of them, in order, upright, scaled, at even distances in time.
+    The frames are those of the source: all of them, in order, upright, scaled, at even distances in time. fps: frames a
+    second of the videos that are folders of frames, which do not tell; a video file keeps its own rate.
 
     `source`, `split` and `options` are those of `everest_hf.data.load_videos`; without a split, a folder is taken with
     all its splits. Folders and names stay, and ".mp4" follows another suffix. For a list, a list of the same name,
@@ -99,11 +101,13 @@ def prepare_videos(
         OSError: a file cannot be written, for instance because the disk is full. What is finished stays.
             BlockingIOError: another process prepares videos into `out`.
     """
+    if fps is not None and not 1 <= fps <= 1000:
+        raise ValueError(f"fps is {fps:g}; it must be 1 to 1000")
     source, out = Path(source).expanduser(), Path(out).expanduser()
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
     with _workplace(out, f".partial-{source.name}") as aside:
-        prepare = partial(_prepare, targets, aside, encoding, max_pixels)
+        prepare = partial(_prepare, targets, aside, encoding, fps, max_pixels)
         how: dict[str, Any] = {"workers": workers, "time_limit": time_limit, "url_schemes": url_schemes}
         results = map_videos(prepare, rows, chosen, description=f"prepare {out}", **how)
         bad = {
@@ -147,7 +151,8 @@ def _plan(source: Path, out: Path, split: str | None, options: dict[str, Any]) -
     if source.is_dir():
         if out.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"{out}: lies in {source}, the folder of the sources; choose a folder outside of it")
-        videos = [Path(video) for video in videos_below(str(source / (split or "")))]
+        below = str(source / (split or ""))
+        videos = [Path(video) for video in videos_below(below) or frame_folders_below(below)]
         if not videos:
             raise ValueError(
                 f"{source / (split or '')}: no video in it; expected files ending in one of {', '.join(VIDEO_SUFFIXES)}"
@@ -312,6 +317,7 @@ def _prepare(
     targets: list[Path],
     aside: Path,
     encoding: Encoding,
+    fps: float | None,
     max_pixels: int,
     row: int,
     source: str | bytes,
@@ -319,15 +325,18 @@ def _prepare(
     alive: Callable,
 ) -> str:
     """Make the target of a row where it is not there; return MADE or KEPT."""
-    if is_folder_of_pictures(source):
-        raise VideoError(name, "a folder of frames; prepare takes video files")
     target, growing = targets[row], aside / f"{row}{SUFFIX}"
-    check_source(source, name)
-    tag = _tag(source, name, encoding)
+    if is_folder_of_pictures(source):
+        if fps is None:
+            raise VideoError(name, "a folder of frames, which does not tell their rate; give --fps, frames a second")
+        tag, frames = _tag(source, name, encoding, fps=fps), frames_of_pictures(source, name, fps, max_pixels)
+    else:
+        check_source(source, name)
+        tag, frames = _tag(source, name, encoding), even_frames(source, name, max_pixels)
     if _tag_of(target) == tag:
         return KEPT
     try:
-        count = transcode(even_frames(source, name, max_pixels), growing, tag, encoding, alive)
+        count = transcode(frames, growing, tag, encoding, alive)
         check_written(growing, count)
         target.parent.mkdir(parents=True, exist_ok=True)
         put_in_place(growing, target)
@@ -336,14 +345,18 @@ def _prepare(
     return MADE
 
 
-def _tag(source: str | bytes, name: str, encoding: Encoding) -> str:
+def _tag(source: str | bytes, name: str, encoding: Encoding, **more) -> str:
     """What a finished file says it was made from, and how."""
     if isinstance(source, bytes):
         identity = {"bytes": len(source), "crc32": zlib.crc32(source)}
+    elif os.path.isdir(source):
+        with os.scandir(source) as entries:
+            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+        identity = {"files": len(files), "crc32": zlib.crc32(repr(files).encode())}
     else:
         status = os.stat(source)
         identity = {"bytes": status.st_size, "modified": status.st_mtime_ns}
-    return json.dumps({"source": os.path.basename(name), **identity, **asdict(encoding)})
+    return json.dumps({"source": os.path.basename(name), **identity, **asdict(encoding), **more})
 
 
 def _tag_of(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..video_reading_everest import MAX_PIXELS, check_pixels, demuxer
 from .errors import VideoError
+from .pictures import PictureDecoder, picture_header
 
 # Frames a second of a video that does not tell.
 DEFAULT_FPS = 25
@@ -75,6 +76,18 @@ def even_frames(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) ->
                 raise ValueError(f"{packets} of the {stream.frames} frames that its header declares are there")
     except (ValueError, OSError, av.error.FFmpegError) as error:
         raise VideoError(name, f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
+
+
+def frames_of_pictures(folder: str, name: str, fps: float, max_pixels: int = MAX_PIXELS) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a folder of pictures; frame i is at the time i / fps. name, max_pixels: of `even_frames`."""
+    try:
+        decoder = PictureDecoder(folder, header=picture_header(folder, max_pixels))
+        for place in range(decoder.num_frames):
+            frame = av.VideoFrame.from_ndarray(decoder.read([place])[0].numpy(), format="rgb24")
+            frame.pts, frame.time_base = place, 1 / Fraction(fps).limit_denominator(1001)
+            yield frame
+    except ValueError as error:
+        raise VideoError(name, f"cannot be decoded: {error}") from error
 
 
 def _upright(frame: av.VideoFrame) -> av.VideoFrame:

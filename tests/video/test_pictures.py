@@ -199,7 +199,27 @@ def test_commands_take_folders(folders, tmp_path, capsys):
     assert cli.main(["split", str(folders), "--val", "0.5"]) == 0
     assert len(load_videos(folders / "val.csv")) == 2
     assert cli.main(["prepare", str(folders / "val.csv"), str(tmp_path / "small")]) == 1
-    assert "a folder of frames; prepare takes video files" in capsys.readouterr().err
+    assert "a folder of frames, which does not tell their rate; give --fps" in capsys.readouterr().err
+
+
+def test_prepared_pictures_are_video_files(tmp_path, capsys):
+    folder = write_frames(tmp_path / "in" / "count" / "1", counting_frames(30, 64, 128))
+    (write_frames(tmp_path / "in" / "count" / "2", counting_frames(4)) / "img_00003.png").write_bytes(b"damaged")
+    command = ["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--fps", "12.5", "--short-side", "32"]
+    assert cli.main(command) == 1
+    assert "count/2: cannot be decoded: img_00003.png: no picture, or a damaged one" in capsys.readouterr().err
+    target = tmp_path / "out" / "count" / "1.mp4"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [target]
+    info = probe(target)
+    assert (info.num_frames, info.fps, info.height, info.width, info.codec) == (30, 12.5, 32, 64, "h264")
+    assert [frame_number(frame) for frame in read_frames(target, range(30))] == list(range(30))
+
+    (folder / "img_00001.png").touch()  # another time: made again; without a change: kept
+    for expected in ("1 videos written, 0 there already", "0 videos written, 1 there already"):
+        assert cli.main(command) == 1
+        assert expected in capsys.readouterr().out
+    assert cli.main([*command[:-4], "--fps", "0"]) == 1
+    assert "fps is 0; it must be 1 to 1000" in capsys.readouterr().err
 
 
 def test_frame_numbers_reach_the_model(frames, tmp_path):
