@@ -268,6 +268,25 @@ def test_a_bad_option_is_named(tmp_path, name, options, message):
 
 
 @pytest.mark.slow
+def test_windows_are_measured_in_each_way(tmp_path):
+    options = ["--size", "tiny", "--windows", "3", "--height", "96", "--minutes", "1", "--repeats", "2"]
+    result, printed = result_of("windows.py", tmp_path / "windows.json", *options, "--device", "cpu")
+    check_facts(result)
+    cells = {cell["way"]: cell for cell in result["results"]["ways"]}
+    assert list(cells) == ["everest", "everest-batches", "everest-alone", "videomae-batches", "videomae-alone"]
+    for cell in cells.values():
+        check_timing(cell, repeats=2)
+        assert cell["windows_per_second"] == pytest.approx(3 / cell["seconds"])
+        low, high = cell["speedup_range"]
+        assert low <= cell["speedup"] <= high
+    assert cells["everest"]["speedup_range"] == [1, 1]
+    long = result["results"]["long"]
+    assert (long["minutes"], long["windows"]) == (1, 16)
+    assert 0 < long["peak_bytes"] < 2**29
+    assert printed.count("script: ") == 4
+
+
+@pytest.mark.slow
 def test_predict_classifies_a_folder_in_each_way(tmp_path):
     options = ["--size", "tiny", "--videos", "3", "--repeats", "2", "--workers", "1", "--device", "cpu"]
     result, printed = result_of("predict.py", tmp_path / "predict.json", *options)
