@@ -124,6 +124,23 @@ def _views(text: str) -> tuple[int, int]:
     return int(segments), int(crops)
 
 
+def add_timeline_options(parser: argparse._ActionsContainer) -> None:
+    """Add how the classes of a long video over its time are found."""
+    parser.add_argument("--stride", type=int, metavar="FRAMES", help="from a window to the next [a quarter of a clip]")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="P", help="least score of a segment's windows [0.5]"
+    )
+    parser.add_argument(
+        "--smooth", type=float, default=0.0, metavar="SECONDS", help="over which scores are averaged [0: not]"
+    )
+
+
+def timeline_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `everest_hf.inference.timeline` beside model, video and decoding."""
+    names = ("stride", "threshold", "smooth", "keep_ratio", "batch_size")
+    return {name: getattr(args, name) for name in names}
+
+
 def add_model_options(parser: argparse.ArgumentParser, keep_ratio: str) -> None:
     parser.add_argument(
         "--model",

@@ -9,6 +9,7 @@ from .options import (
     add_model_options,
     add_reading_options,
     add_rows_options,
+    add_timeline_options,
     add_views_option,
     check_counts,
     check_inputs,
@@ -16,7 +17,12 @@ from .options import (
     print_error,
     print_json,
     print_text,
+    timeline_options,
 )
+
+# Formats of a timeline, and of the video that shows it.
+TIMELINE_SUFFIXES, PICTURE_SUFFIXES = (".json", ".csv", ".srt"), (".png", ".jpg", ".pdf", ".svg")
+OVERLAY_SUFFIXES = (".mp4", ".mkv")
 
 
 def add_parser(commands) -> None:
@@ -38,14 +44,26 @@ def add_parser(commands) -> None:
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to show of each video [5]")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each video")
     parser.add_argument("--csv", metavar="FILE", help="write a table with a row for each video, and print no labels")
+    group = parser.add_argument_group("classes over the time of one long video")
+    group.add_argument(
+        "--timeline",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="write them: .json (windows and segments), .csv or .srt (segments), .png, .jpg, .pdf or .svg (a heat map)",
+    )
+    group.add_argument("--overlay", metavar="OUT.mp4", help="write the video with the segments' labels burnt in")
+    add_timeline_options(group)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print or write the most probable labels of each video. Videos that cannot be read are named at the end."""
     from .. import inference
 
-    check_counts(args, "top_k", "batch_size", "workers")
+    check_counts(args, "top_k", "batch_size", "workers", "stride")
     check_inputs([], args.keep_ratio)
+    if args.timeline or args.overlay:
+        return _run_timeline(args)
     table = None if args.csv is None else _checked_table(args.csv)
     opening = decoding_options(args)
     rows = {name: getattr(args, name) for name in ("data_root", "split", "video_column")}
@@ -69,11 +87,62 @@ def run(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _run_timeline(args: argparse.Namespace) -> int:
+    """Write the classes of one video over its time, and print its segments."""
+    outs = [Path(out) for out in args.timeline]
+    _check_timeline(args, outs)
+    from .. import inference
+
+    name = inference.chosen_model(args.model, inference.CLASSIFICATION)
+    inference.check_classifier(name)
+    model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
+    (video,), opening = args.videos, decoding_options(args)
+    opening.pop("url_schemes", None)
+    line = inference.timeline(model, processor, video, **timeline_options(args), **opening)
+    for out in outs:
+        _write_timeline(out, line, args.top_k)
+    if args.overlay:
+        inference.write_captioned(line, Path(args.overlay), **opening)
+    for segment in line.segments:
+        print_text(f"{segment.start:8.2f} {segment.end:8.2f}  {segment.score:6.4f}  {segment.label}")
+    print_text("\n".join([*map(str, outs), *([args.overlay] if args.overlay else [])]))
+    return 0
+
+
+def _check_timeline(args: argparse.Namespace, outs: list[Path]) -> None:
+    """Refuse what can be known to be wrong before a model is loaded."""
+    if len(args.videos) != 1:
+        raise ValueError(f"{len(args.videos)} videos; --timeline and --overlay take one video at a time")
+    check_inputs(args.videos, args.keep_ratio)
+    if args.csv or args.json or args.views != (1, 1):
+        raise ValueError(
+            "--csv, --json and --views are not for --timeline and --overlay; --timeline OUT.csv writes a table"
+        )
+    known = (*TIMELINE_SUFFIXES, *PICTURE_SUFFIXES)
+    for out in outs:
+        if out.suffix.lower() not in known:
+            raise ValueError(f"{out}: cannot tell the format; expected a name ending in {', '.join(known)}")
+    if args.overlay and Path(args.overlay).suffix.lower() not in OVERLAY_SUFFIXES:
+        raise ValueError(f"{args.overlay}: not a video; expected a name ending in {' or '.join(OVERLAY_SUFFIXES)}")
+    for out in [*outs, *([Path(args.overlay)] if args.overlay else [])]:
+        _checked_table(str(out))
+
+
+def _write_timeline(out: Path, line, top_k: int) -> None:
+    from ..inference.timelines import TIMELINE_FORMATS
+    from ..visualize import draw_timeline
+
+    if write := TIMELINE_FORMATS.get(out.suffix.lower()):
+        write(out, line, top_k)
+    else:
+        draw_timeline(line.labels, line.edges, line.scores, line.segments, out)
+
+
 def _checked_table(name: str) -> Path:
-    """Return the path of a table that can be written, as far as that can be known; its folder is made."""
+    """Return the path of a file that can be written, as far as that can be known; its folder is made."""
     path = Path(name)
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; expected the name of a .csv file")
+        raise IsADirectoryError(f"{path}: is a folder; expected the name of a {path.suffix or '.csv'} file")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

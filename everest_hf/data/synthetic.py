@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,13 +19,15 @@ from pathlib import Path
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from ..files import held
+from ..files import held, write_table
 from ..video.encoding import write_mp4
 
 # In steps of 45 degrees, anticlockwise from the right; y points down in a frame.
 DIRECTIONS = ("right", "right_up", "up", "left_up", "left", "left_down", "down", "right_down")
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
+# The class of what lies between the motions of an untrimmed video, and how long its parts last.
+PAUSE, PAUSE_SECONDS, ACTION_SECONDS = "pause", (1.0, 2.0), (2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -191,3 +194,71 @@ def _write_video(folder: Path, spec: MotionVideos, job: tuple[str, int]) -> None
 def _encode(frames: np.ndarray, path: Path, spec: MotionVideos) -> None:
     """Write frames (T, H, W, 3) as H.264."""
     write_mp4(frames, path, Fraction(spec.fps), crf=str(spec.quality), preset="ultrafast", threads="1")
+
+
+# ---------------------------------------------------------------------- untrimmed videos
+
+
+@dataclass(frozen=True)
+class MotionPart:
+    """A part of an untrimmed video, from frame `start` to before frame `end`: a motion, or PAUSE."""
+
+    label: str
+    start: int
+    end: int
+
+
+def write_untrimmed_videos(
+    folder: str | Path, spec: MotionVideos, *, actions: int = 3, directions: tuple[str, ...] = DIRECTIONS
+) -> Path:
+    """Write folder/train/*.mp4 and folder/val/*.mp4, several motions each, with pauses around them; return the folder.
+
+    folder/train.csv and val.csv list the parts of the videos: video, label, start and end in seconds; pauses are the
+    class PAUSE. spec: of its fields num_frames is not used; parts last as ACTION_SECONDS and PAUSE_SECONDS say.
+    directions: those that are drawn from. What moves, and over what, stays the same in a video, so that no single frame
+    tells its part.
+
+    Raises:
+        FileExistsError: the folder is there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    for split, count in zip(SPLITS, (spec.num_train, spec.num_val), strict=True):
+        (folder / split).mkdir()
+        rows: list[Sequence] = [("video", "label", "start", "end")]
+        for index in range(count):
+            rng = np.random.default_rng((spec.seed, SPLITS.index(split), index))
+            parts = _draw_parts(spec, rng, actions, directions)
+            name = f"{split}/{index:05d}.mp4"
+            _encode(_draw_parts_of_video(spec, rng, parts), folder / name, spec)
+            rows += [(name, part.label, f"{part.start / spec.fps:g}", f"{part.end / spec.fps:g}") for part in parts]
+        write_table(folder / f"{split}.csv", rows)
+    return folder
+
+
+def _draw_parts(
+    spec: MotionVideos, rng: np.random.Generator, actions: int, directions: tuple[str, ...]
+) -> list[MotionPart]:
+    """Draw the parts of a video: a pause, and after each motion another one."""
+    labels = [PAUSE, *(label for _ in range(actions) for label in (str(rng.choice(directions)), PAUSE))]
+    parts: list[MotionPart] = []
+    for label in labels:
+        start = parts[-1].end if parts else 0
+        seconds = rng.uniform(*(PAUSE_SECONDS if label == PAUSE else ACTION_SECONDS))
+        parts.append(MotionPart(label, start, start + max(1, round(seconds * spec.fps))))
+    return parts
+
+
+def _draw_parts_of_video(spec: MotionVideos, rng: np.random.Generator, parts: list[MotionPart]) -> np.ndarray:
+    """Draw a video of these parts: uint8 (T, height, width, 3)."""
+    count = parts[-1].end
+    velocity = np.zeros((count, 2))  # from the frame before
+    for part in parts:
+        if part.label != PAUSE:
+            angle = 2 * np.pi * DIRECTIONS.index(part.label) / len(DIRECTIONS)
+            velocity[part.start : part.end] = rng.uniform(*spec.speed) * np.array([np.cos(angle), -np.sin(angle)])
+    path = rng.uniform(0, spec.spacing, size=2) + velocity.cumsum(axis=0)  # (T, 2) in x, y
+    frames = np.repeat(_background(spec, rng)[None], count, axis=0)  # (T, H, W, 3)
+    _paint_formation(frames, path, rng, spec)
+    frames += rng.normal(0, spec.noise, frames.shape)
+    return frames.clip(0, 255).astype(np.uint8)

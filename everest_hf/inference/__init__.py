@@ -3,8 +3,8 @@
 Load it (loading.py), find the videos that are named (sources.py), read them in batches (batches.py), classify
 (classify.py, predictions.py), embed (embed.py, features.py), search (neighbours.py), export (export.py), read a window
 of a video (windows.py), run a model over the overlapping windows of a long one (video_windows.py, slots.py,
-embed_windows.py, localization.py) or over frames that keep coming (stream.py, watch.py). `predict` and `embed` of the
-package do all of it in one call (api.py).
+embed_windows.py, localization.py, timelines.py) or over frames that keep coming (stream.py, watch.py). `predict` and
+`embed` of the package do all of it in one call (api.py).
 """
 
 from .classify import classify, evaluation_views, read_view, to_uint8, top_labels
@@ -26,6 +26,7 @@ from .loading import (
 from .neighbours import label_figures, search
 from .predictions import Prediction, predicting, write_predictions
 from .sources import find_videos
+from .timelines import Timeline, TimelineSegment, timeline, write_captioned
 from .video_windows import VideoWindows, WindowOutput
 from .windows import Window, WindowReader, read_window
 
@@ -34,6 +35,8 @@ __all__ = [
     "FEATURES",
     "PRETRAINING",
     "Prediction",
+    "Timeline",
+    "TimelineSegment",
     "VideoWindows",
     "Window",
     "WindowOutput",
@@ -56,8 +59,10 @@ __all__ = [
     "read_view",
     "read_window",
     "search",
+    "timeline",
     "to_uint8",
     "tokens_to_grid",
     "top_labels",
+    "write_captioned",
     "write_predictions",
 ]

@@ -94,11 +94,12 @@ def top_labels(logits: torch.Tensor, config, k: int) -> list[tuple[str, float]]:
 
     logits: (views, num_labels); the score is the mean over the views.
     """
-    scores = _scores(logits, config).mean(dim=0).topk(min(k, config.num_labels))
+    scores = scores_of(logits, config).mean(dim=0).topk(min(k, config.num_labels))
     return [(config.id2label[i], s) for i, s in zip(scores.indices.tolist(), scores.values.tolist(), strict=True)]
 
 
-def _scores(logits: torch.Tensor, config) -> torch.Tensor:
+def scores_of(logits: torch.Tensor, config) -> torch.Tensor:
+    """Return probabilities, or for regression values, of logits (n, num_labels)."""
     problem_type = problem_type_of(config)
     if problem_type == "regression":
         return logits

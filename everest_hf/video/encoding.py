@@ -68,7 +68,7 @@ def even_frames(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) ->
             for packet in container.demux(stream):
                 packets += packet.size > 0
                 for frame in packet.decode():
-                    frame = _upright(frame)
+                    frame = upright(frame)
                     frame.pts, frame.time_base = place, time_base
                     place += 1
                     yield frame
@@ -90,7 +90,8 @@ def frames_of_pictures(folder: str, name: str, fps: float, max_pixels: int = MAX
         raise VideoError(name, f"cannot be decoded: {error}") from error
 
 
-def _upright(frame: av.VideoFrame) -> av.VideoFrame:
+def upright(frame: av.VideoFrame) -> av.VideoFrame:
+    """Return a frame turned as the file says it is to be shown."""
     turn = TURNS.get(frame.rotation % 360)
     if turn is None:
         return frame
