@@ -398,7 +398,7 @@ def sampled_frames(
     )
     wanted = sample_indices_fn(metadata=metadata) if sample_indices_fn else range(opened.num_frames)
     metadata.frames_indices = list(wanted)
-    return opened.read(metadata.frames_indices), metadata
+    return opened.read_clip(metadata.frames_indices), metadata
 
 
 def _download(url: str) -> bytes:

@@ -5,12 +5,13 @@ allow better. This file is copied beside a checkpoint as remote code: it imports
 """
 
 import io
+import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,8 +83,71 @@ def best_stream(container: "av.container.InputContainer") -> "av.VideoStream":
     return stream
 
 
+class FrameRuns(NamedTuple):
+    """How a file of `everest-hf prepare --frame-step` holds the frames of its source: as runs of every step-th frame.
+
+    The first run is frames 0, step, 2 step …, the next one 1, 1 + step …; of these runs the file has the first `phases`,
+    one after another: all `step` of them, or 1. num_frames: of the source.
+    """
+
+    step: int
+    phases: int
+    num_frames: int
+
+    @property
+    def num_stored(self) -> int:
+        """Frames that the file has."""
+        return self.num_frames if self.phases > 1 else -(-self.num_frames // self.step)
+
+    @property
+    def stretch(self) -> int:
+        """Frames of the source that pass while the file shows one."""
+        return self.step if self.phases == 1 else 1
+
+    def check_stored(self, count: int) -> None:
+        """Raise a ValueError unless the file has as many frames as were written."""
+        if count != self.num_stored:
+            raise ValueError(
+                f"has {count} of the {self.num_stored} frames that prepare wrote; prepare its source again"
+            )
+
+    def shown_for(self, index: int) -> int:
+        """Return which frame of the source the file has for its frame `index`: with one run, the last up to there."""
+        return index - index % self.stretch
+
+    def place_of(self, index: int) -> int:
+        """Return the place in the file of what it has for the source's frame `index`."""
+        run = index % self.step if self.phases > 1 else 0
+        return run * (self.num_frames // self.step) + min(run, self.num_frames % self.step) + index // self.step
+
+    def check_clip(self, indices: Sequence[int], last: int) -> None:
+        """Raise a ValueError unless the file has a clip's frames, or all of those that come equally many frames before.
+
+        Frame `last`, which a clip repeats that is longer than its video, may be any.
+        """
+        clip = [i for i in indices if i != last]
+        wrong = next((i - clip[0] for i in clip if (i - clip[0]) % self.step), None)
+        if self.phases == 1 and wrong:
+            raise ValueError(
+                f"was prepared with one frame of {self.step} (--phases 1), and a clip takes the frame {wrong} after its "
+                f"first; let frame_step be a multiple of {self.step}, or prepare the source with all phases"
+            )
+
+
+def runs_of(container: "av.container.InputContainer") -> FrameRuns | None:
+    """Return how a file holds the frames of its source, None where it shows them one after another, as others do."""
+    try:
+        made = json.loads(container.metadata.get("comment", ""))
+        runs = FrameRuns(made["frame_step"], made["phases"], made["frames"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return runs if all(type(value) is int and value > 0 for value in runs) else None
+
+
 class SequentialVideo:
     """A video that is read from its first frame on; it has num_frames, fps (0.0 where the file does not tell) and read.
+
+    The numbers of frames are those of the source where `everest-hf prepare` made the file.
 
     Args: source: a path, or the bytes of a file.
 
@@ -95,20 +159,34 @@ class SequentialVideo:
         self.num_frames, first = 0, None
         with demuxer(source) as (container, stream):
             check_pixels(1, stream.codec_context.height, stream.codec_context.width, MAX_PIXELS)
-            self.fps = float(stream.average_rate or 0)
+            self._runs, self.fps = runs_of(container), float(stream.average_rate or 0)
             for frame in container.decode(stream):
                 first = first or frame
                 self.num_frames += 1
         if first is None:
             raise ValueError("none of its frames can be decoded")
+        if self._runs:
+            self._runs.check_stored(self.num_frames)
+            self.num_frames, self.fps = self._runs.num_frames, self.fps * self._runs.stretch
         self._source, self._size, self._matrix = source, (first.height, first.width), display_matrix(first)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, uint8 (T, H, W, C); an index may come several times, in any order."""
-        rising = sorted(set(indices))
+        places = [self._runs.place_of(i) for i in indices] if self._runs else list(indices)
+        rising = sorted(set(places))
         check_pixels(len(rising), *self._size, MAX_PIXELS)
         frames = upright(decode_in_order(self._source, rising, self._size), self._matrix)
-        return frames[[rising.index(i) for i in indices]]
+        return frames[[rising.index(place) for place in places]]
+
+    def read_clip(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the frames of a clip, as `read`.
+
+        Raises:
+            ValueError: the file does not have them (see `FrameRuns.check_clip`).
+        """
+        if self._runs:
+            self._runs.check_clip(indices, self.num_frames - 1)
+        return self.read(indices)
 
 
 def decode_in_order(source: str | bytes, indices: Sequence[int], size: tuple[int, int]) -> torch.Tensor:

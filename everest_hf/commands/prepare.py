@@ -22,26 +22,40 @@ def add_parser(commands) -> None:
         commands,
         "prepare",
         run,
-        "Write videos anew so that random clips decode fast: H.264, small, key frames close together, no sound.",
+        "Write copies of videos from which random clips decode fast: H.264, small, key frames close together, no sound.",
         f"{PROGRAM} prepare data/motion data/small --short-side 32",
     )
     add_source_options(parser)
     parser.add_argument("out", metavar="OUT", help="folder to write; run again, what is finished there stays")
     parser.add_argument("--short-side", type=int, metavar="PIXELS", help="of a frame, never enlarged [256]")
-    parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16]")
     parser.add_argument("--fps", type=float, metavar="N", help="frames a second of folders of frames [none: refused]")
+    parser.add_argument(
+        "--frame-step",
+        type=int,
+        metavar="N",
+        help="write runs of every N-th frame, for clips of this frame_step: read about twice as fast, larger [1: in order]",
+    )
+    parser.add_argument(
+        "--phases",
+        choices=("all", "1"),
+        help="of these N runs, all, or 1 for an N-th of the size, without the rest [all]",
+    )
+    parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16, in runs 4]")
     parser.add_argument("--crf", type=int, metavar="N", help="quality: lower is better and larger [20]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write videos anew and print what that gains; the exit code is 1 where a video cannot be read."""
+    """Write smaller copies of videos and print what that gains; the exit code is 1 where a video cannot be read."""
     from ..data.prepare import prepare_videos
     from ..video.encoding import Encoding
 
     check_counts(args, "workers")
-    chosen = {name: getattr(args, name) for name in ("short_side", "gop", "crf") if getattr(args, name) is not None}
+    if args.phases and not args.frame_step:
+        raise ValueError(f"--phases is {args.phases}; it belongs to --frame-step, which is not given")
+    names = ("short_side", "gop", "crf", "frame_step")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    encoding = Encoding(**chosen, phases=1 if args.phases == "1" else None)  # type: ignore[arg-type]  # None: all
     options = {**decoding_options(args), **source_options(args)}
-    encoding = Encoding(**chosen)
     done = prepare_videos(args.source, args.out, encoding=encoding, fps=args.fps, workers=args.workers, **options)
     for error in done.bad:
         print_error(error)
@@ -50,17 +64,21 @@ def run(args: argparse.Namespace) -> int:
     )
     if done.new_list:
         print_text(f"list: {done.new_list}")
-    _print_gain(done)
+    _print_gain(done, encoding.frame_step)
     return 1 if done.bad else 0
 
 
-def _print_gain(done) -> None:
-    """Read clips of some videos before and after, and print how many a second that makes."""
+def _print_gain(done, prepared_step: int) -> None:
+    """Read clips of some videos before and after, and print how many a second that makes.
+
+    prepared_step: that of the clips that the videos were prepared for, 1 for any.
+    """
     from ..data.prepare import measure_gain
     from ..data.sampling import Sampling
     from ..video_processing_everest import EverestVideoProcessor
 
-    frames, step = EverestVideoProcessor.num_frames, EverestVideoProcessor.frame_step
+    frames = EverestVideoProcessor.num_frames
+    step = prepared_step if prepared_step > 1 else EverestVideoProcessor.frame_step
     gain = measure_gain(done.pairs(GAIN_SAMPLE), Sampling(frames, step))
     if gain:
         before, after = gain

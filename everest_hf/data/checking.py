@@ -14,8 +14,10 @@ from typing import IO, Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..video import MAX_PIXELS, TIME_LIMIT, Segment, VideoError, VideoInfo, probe, read_frames
+from ..video import MAX_PIXELS, TIME_LIMIT, Segment, VideoError, VideoInfo, check_kept, probe, read_frames
+from ..video_reading_everest import FrameRuns
 from .rows import class_names_of, name_of, named, video_in
+from .sampling import Sampling
 from .segments import segment_in
 from .workers import map_videos
 
@@ -32,6 +34,7 @@ def check_readable(
     rows: Dataset,
     *,
     frames_needed: int = 1,
+    sampling: Sampling | None = None,
     sample: int | None = 256,
     num_threads: int | None = None,
     backend: str = "auto",
@@ -44,14 +47,14 @@ def check_readable(
 
     Videos of fewer than `frames_needed` frames are named in a warning. At most `sample` videos are opened, evenly
     spread over the rows; None opens all. backend, time_limit, max_pixels: see `everest_hf.video.open_video`.
-    url_schemes: of `source_of`. opened: those that were opened before, which are not opened again; what is opened now
-    is added.
+    url_schemes: of `source_of`. sampling: how clips are taken; a prepared video without their frames is a NotKeptError.
+    opened: those that were opened before, which are not opened again; what is opened now is added.
     """
     count = len(rows) if sample is None else min(sample, len(rows))
     chosen = [i * len(rows) // count for i in range(count)]
     opened = Opened(None) if opened is None else opened
     opening: dict[str, Any] = {"backend": backend, "time_limit": time_limit, "max_pixels": max_pixels}
-    look = partial(_try_open, rows, opened, url_schemes, opening)
+    look = partial(_try_open, rows, opened, url_schemes, opening, sampling)
     with ThreadPoolExecutor(num_threads or min(8, os.cpu_count() or 1)) as pool, opened.adding():
         shown = tqdm(pool.map(look, chosen), "check", count, unit="video", leave=False, delay=PROGRESS_AFTER)
         found = [opened.add(*looked) for looked in shown]
@@ -63,16 +66,29 @@ def check_readable(
 
 
 def _try_open(
-    rows: Dataset, opened: "Opened", url_schemes: Sequence[str], opening: dict[str, Any], index: int
+    rows: Dataset,
+    opened: "Opened",
+    url_schemes: Sequence[str],
+    opening: dict[str, Any],
+    sampling: Sampling | None,
+    index: int,
 ) -> tuple[str, tuple | None, int | VideoError]:
     """Return what errors call a row's video, its key, and its frames or why it cannot be read."""
     try:
         arguments = video_in(rows[index], index, url_schemes=url_schemes, time_limit=opening["time_limit"])
         key = opened.key_of(arguments["source"], opening["backend"], opening["max_pixels"], arguments["segment"])
-        frames = opened.frames.get(key) or probe(**arguments, **opening).num_frames
+        frames = opened.frames.get(key) or _frames_of(arguments, opening, sampling)
         return arguments["name"], key, frames
     except VideoError as error:
         return error.path, None, error
+
+
+def _frames_of(arguments: dict[str, Any], opening: dict[str, Any], sampling: Sampling | None) -> int:
+    """Return how many frames a video has."""
+    info = probe(**arguments, **opening)
+    if info.runs and sampling:
+        check_kept(arguments["name"], info.runs, sampling.views(info.num_frames, 1), info.num_frames - 1)
+    return info.num_frames
 
 
 class Opened:
@@ -151,7 +167,8 @@ def summarize(
     """Return what is worth knowing of the videos of the rows, as JSON has it; found: of `check_videos`.
 
     clip_frames: frames of a video that a clip spans; shorter videos are listed. Classes of fewer than min_videos
-    readable videos are listed. Durations are in seconds, sizes "width x height" in pixels.
+    readable videos are listed. Durations are in seconds, sizes "width x height" in pixels. prepared: how the files that
+    `prepare --frame-step` wrote hold the frames.
     """
     infos = [info for info in found if isinstance(info, VideoInfo)]
     short = [
@@ -167,6 +184,7 @@ def summarize(
         "codecs": _counts(info.codec for info in infos),
         "sizes": _counts(f"{info.width}x{info.height}" for info in infos),
         "fps": _counts(f"{info.fps:.4g}" for info in infos),
+        "prepared": _counts(_in_words(info.runs) for info in infos if info.runs),
         "seconds": _quantiles([info.duration for info in infos]),
         "total_seconds": sum(info.duration for info in infos),
         "frames": _quantiles([info.num_frames for info in infos]),
@@ -176,6 +194,10 @@ def summarize(
         "min_videos": min_videos,
         "small_classes": {name: count for name, count in (classes or {}).items() if count < min_videos},
     }
+
+
+def _in_words(runs: FrameRuns) -> str:
+    return f"frame step {runs.step}, {'1 phase' if runs.phases == 1 else 'all phases'}"
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
@@ -218,6 +240,7 @@ def _lines_of_videos(summary: dict[str, Any]) -> list[str]:
         f"codecs       {_most_frequent(summary['codecs'])}",
         f"sizes        {_most_frequent(summary['sizes'])}",
         f"frames/s     {_most_frequent(summary['fps'])}",
+        *([f"prepared     {_most_frequent(summary['prepared'])}"] if summary["prepared"] else []),
         f"             {''.join(f'{name:>10}' for name in QUANTILES)}",
         f"frames       {''.join(f'{value:>10}' for value in summary['frames'].values())}",
         f"seconds      {''.join(f'{value:>10.2f}' for value in summary['seconds'].values())}"

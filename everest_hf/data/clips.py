@@ -80,7 +80,8 @@ class ClipReader:
     Args:
         transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
             most that it can use of a frame's; see `everest_hf.video.open_video`.
-        seed: that of the run. num_sample: crops of a video. backend, time_limit, max_pixels: see
+        seed: that of the run. num_sample: crops of a video. sample_shift: by how many sampled frames those after the
+            first may begin later than it, each by a number that is drawn; they share what they have in common. backend, time_limit, max_pixels: see
             `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
         sampling: the fields of `Sampling`, num_frames and so on.
     """
@@ -91,13 +92,14 @@ class ClipReader:
         *,
         seed: int = 0,
         num_sample: int = 1,
+        sample_shift: int = 0,
         backend: str = "auto",
         time_limit: float = TIME_LIMIT,
         max_pixels: int = MAX_PIXELS,
         url_schemes: Sequence[str] = (),
         **sampling,
     ):
-        self.transform, self.seed, self.num_sample = transform, seed, num_sample
+        self.transform, self.seed, self.num_sample, self.sample_shift = transform, seed, num_sample, sample_shift
         self.sampling = Sampling(**sampling)
         self.opening: dict[str, Any] = {
             "backend": backend,
@@ -116,15 +118,28 @@ class ClipReader:
             VideoError: the video cannot be read.
         """
         generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=epoch, index=index))
-        clip = read_clip(
+        clips = read_clip(
             **video_in(row, place, **self.fetching),
-            indices_of=lambda count: self.sampling.drawn(count, generator),
+            indices_of=lambda count: self._drawn(count, generator),
+            num_clips=self.num_sample if self.sample_shift else 1,
             **self.opening,
+        ).split(self.sampling.frames_read)
+        crops, seeds = zip(
+            *(self._crop(clips[i % len(clips)], generator) for i in range(self.num_sample)), strict=True
         )
-        crops, seeds = zip(*(self._crop(clip, generator) for _ in range(self.num_sample)), strict=True)
         if self.num_sample == 1:
             return {**_item(crops[0], features, row, index), "seed": seeds[0]}
         return {**_item(transforms.stack_clips(crops), features, row, index), "seed": list(seeds)}
+
+    def _drawn(self, num_video_frames: int, generator: torch.Generator) -> list[int]:
+        """Return the frames of the clip, or of each clip, one after another, where they are shifted."""
+        first = self.sampling.drawn(num_video_frames, generator)
+        if not self.sample_shift:
+            return first
+        step = self.sampling.frame_step
+        most = min(self.sample_shift, (num_video_frames - 1 - first[-1]) // step)
+        shifts = torch.randint(most + 1, (self.num_sample - 1,), generator=generator).tolist()
+        return [i + step * shift for shift in (0, *shifts) for i in first]
 
     def _crop(self, clip: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
@@ -271,7 +286,8 @@ class VideoViews(torch.utils.data.Dataset):
         return {**_item(views, self.rows.features, row, index), "unreadable": bool(bad), "bad": bad}
 
     def _read(self, row: dict[str, Any], index: int) -> torch.Tensor:
-        clip = read_clip(**video_in(row, index, **self.fetching), indices_of=self._indices, **self.opening)
+        source = video_in(row, index, **self.fetching)
+        clip = read_clip(**source, indices_of=self._indices, num_clips=self.num_segments, **self.opening)
         crops = transforms.evaluation_crops(clip, self.size, self.num_crops)  # (crops, segments * T, C, h, w)
         return crops.unflatten(1, (self.num_segments, -1)).transpose(0, 1).flatten(0, 1)  # (V, T, C, h, w)
 

@@ -345,7 +345,7 @@ def _prepare(
     return MADE
 
 
-def _tag(source: str | bytes, name: str, encoding: Encoding, **more) -> str:
+def _tag(source: str | bytes, name: str, encoding: Encoding, **more) -> dict[str, Any]:
     """What a finished file says it was made from, and how."""
     if isinstance(source, bytes):
         identity = {"bytes": len(source), "crc32": zlib.crc32(source)}
@@ -356,14 +356,18 @@ def _tag(source: str | bytes, name: str, encoding: Encoding, **more) -> str:
     else:
         status = os.stat(source)
         identity = {"bytes": status.st_size, "modified": status.st_mtime_ns}
-    return json.dumps({"source": os.path.basename(name), **identity, **asdict(encoding), **more})
+    how = asdict(encoding)
+    if encoding.frame_step == 1:  # as files say that have their frames in order
+        del how["frame_step"], how["phases"]
+    return {"source": os.path.basename(name), **identity, **how, **more}
 
 
-def _tag_of(path: Path) -> str | None:
+def _tag_of(path: Path) -> dict[str, Any] | None:
     try:
         with open_container(str(path)) as container:
-            return container.metadata.get("comment")
-    except (OSError, av.error.FFmpegError):
+            tag = json.loads(container.metadata.get("comment", ""))
+            return {key: value for key, value in tag.items() if key != "frames"}  # which only the result tells
+    except (OSError, av.error.FFmpegError, ValueError, AttributeError):
         return None
 
 

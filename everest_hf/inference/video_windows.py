@@ -114,7 +114,7 @@ class _Frames:
 
     def __init__(self, processor, video, numbers: list[int]):
         self._processor = processor
-        self._numbers, self._runs = iter(numbers), video.read_runs(numbers)
+        self._numbers, self._runs = iter(numbers), video.read_blocks(numbers)
         self._there: dict[int, torch.Tensor] = {}
 
     def at(self, numbers: Iterable[int]) -> torch.Tensor:

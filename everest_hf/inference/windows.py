@@ -81,7 +81,7 @@ class WindowReader:
     def __iter__(self) -> Iterator[Window]:
         last = -1
         for places in self._places:
-            frames = self._video.read(places).numpy()  # (T, H, W, C)
+            frames = self._video.read_clip(places).numpy()  # (T, H, W, C)
             pixel_values = self._processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"]
             yield Window(pixel_values, places, self._video.seconds_of(places), bisect_left(places, last + 1))
             last = places[-1]

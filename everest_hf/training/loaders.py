@@ -30,7 +30,9 @@ from ..data import (
     transforms,
 )
 from ..data.labels import check_classes, warn_of_shared
+from ..data.sampling import Sampling
 from ..data.workers import start_worker
+from ..video import NotKeptError
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def check_videos(
 
     Raises:
         ValueError: more training videos than max_bad_fraction, or, without count_bad_as_wrong, any of validation
-            cannot be read.
+            cannot be read; or a prepared one does not have the frames of a clip.
     """
     if not accelerator.is_main_process:
         return
@@ -140,11 +142,15 @@ def check_videos(
     train_share = recipe.max_bad_fraction
     if recipe.streaming:
         train, train_share = head_of(train, HEAD), 1.0  # too few to judge the rest by
-    options = {"frames_needed": needed, "opened": Opened(opened), **opening_of(recipe)}
+    sampling = Sampling(**clips_of(recipe, config))
+    options = {"frames_needed": needed, "sampling": sampling, "opened": Opened(opened), **opening_of(recipe)}
     found = [(recipe.train, train, train_share, check_readable(train, **options))]
     if val is not None:  # all of it: one that is found at the end would cost the whole run
         found.append((recipe.val, val, bad_share, check_readable(val, sample=None, **options)))
     for source, rows, share, errors in found:
+        not_kept = next((error for error in errors if isinstance(error, NotKeptError)), None)
+        if not_kept:
+            raise ValueError(str(not_kept))
         for error in errors:
             logger.warning("unreadable: %s", error)
         if len(errors) > share * len(rows):
@@ -171,8 +177,17 @@ def opening_of(recipe: Recipe) -> dict:
 
 def sampling_of(recipe: Recipe, config: EverestConfig) -> dict:
     """Return how clips are sampled and read, as arguments of `VideoClips` and `VideoViews`."""
+    return {**opening_of(recipe), **clips_of(recipe, config)}
+
+
+def drawing_of(recipe: Recipe) -> dict:
+    """Return what clips are drawn of a video, as arguments of `ClipReader`."""
+    return {name: getattr(recipe, name) for name in ("seed", "num_sample", "sample_shift")}
+
+
+def clips_of(recipe: Recipe, config: EverestConfig) -> dict:
+    """Return how clips are sampled, as arguments of `Sampling`."""
     return {
-        **opening_of(recipe),
         "num_frames": config.num_frames,
         "num_input_frames": config.num_input_frames,
         "frame_step": recipe.frame_step,
@@ -198,7 +213,7 @@ def videos_of_step(recipe: Recipe, train: Dataset | IterableDataset, num_process
 
 def build_train_loader(recipe: Recipe, config: EverestConfig, train: Dataset | IterableDataset, total_batch: int):
     """Return the training loader, and what has its `set_epoch(epoch, start)`: its sampler, or of a stream its data."""
-    reading = {"seed": recipe.seed, "num_sample": recipe.num_sample, **sampling_of(recipe, config)}
+    reading = {**drawing_of(recipe), **sampling_of(recipe, config)}
     loading = {
         "batch_size": recipe.batch_size,
         "persistent_workers": recipe.num_workers > 0,

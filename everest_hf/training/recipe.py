@@ -125,6 +125,7 @@ class Recipe:
         "fast", "Augmentation", "fast (crop, then RandAugment) or release (its order, bicubic)", AUGMENTATIONS
     )
     num_sample: int = _option(1, "Augmentation", "clips cut from a video that is decoded once")
+    sample_shift: int = _option(0, "Augmentation", "sampled frames by which further clips of num_sample begin later")
     erasing: float = _option(0.0, "Augmentation", "probability of random erasing")
     label_smoothing: float = _option(0.0, "Augmentation", "share of the target spread over all classes")
     mixup: float = _option(0.0, "Augmentation", "alpha of mixup (0: off); with cutmix, one of them a batch")
@@ -192,7 +193,7 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("num_workers", "warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("patience", "rand_augment", "mixup", "cutmix", "decode_timeout", "max_pixels"):
+        for name in ("sample_shift", "patience", "rand_augment", "mixup", "cutmix", "decode_timeout", "max_pixels"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("erasing", "label_smoothing", "max_bad_fraction", "ema"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -204,6 +205,9 @@ class Recipe:
         _require(
             self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"at most {self.epochs} epochs"
         )
+        if self.num_sample == 1 or self.frame_sampling != "stride":
+            right = "0 unless num_sample is 2 or more and frame_sampling stride"
+            _require(self.sample_shift == 0, "sample_shift", self.sample_shift, right)
         self._check_stream()
         self._check_balance()
         _require(not (self.dry_run and self.eval_only), "dry_run", True, "left out with eval_only")

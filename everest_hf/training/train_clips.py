@@ -13,7 +13,7 @@ from ..modeling_everest import EverestPreTrainedModel
 from ..video import VideoError
 from ..visualize import grey_out, take_slots, token_mask, write_contact_sheet
 from .inputs import model_inputs
-from .loaders import build_transform, names_of, sampling_of
+from .loaders import build_transform, drawing_of, names_of, sampling_of
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def draw_train_clips(
 def _first_batch(recipe: Recipe, config: EverestConfig, train: Dataset | IterableDataset) -> dict:
     """Return CLIPS clips, or what is next to it where num_sample is no divisor, as a batch on the CPU."""
     rows = max(1, CLIPS // recipe.num_sample)
-    reading = {"seed": recipe.seed, "num_sample": recipe.num_sample, **sampling_of(recipe, config)}
+    reading = {**drawing_of(recipe), **sampling_of(recipe, config)}
     videos = head_of(train, rows) if isinstance(train, IterableDataset) else train
     clips = VideoClips(videos, build_transform(recipe, config), balanced=recipe.balanced_sampling, **reading)
     return collate([clips[i] for i in clips.order()[:rows].tolist()])

@@ -7,8 +7,8 @@ of this file by their numbers (containers.py), within a time limit (isolation.py
 from ..video_processing_everest import FRAME_SAMPLINGS, frame_indices, segment_indices, stride_indices
 from ..video_reading_everest import MAX_PIXELS, TIME_LIMIT
 from .decoders import BACKENDS, DECODERS, Decoder, decoders_of
-from .errors import VideoError
-from .reading import VideoInfo, open_video, probe, read_clip, read_frames
+from .errors import NotKeptError, VideoError
+from .reading import VideoInfo, check_kept, open_video, probe, read_clip, read_frames
 from .segments import Segment
 
 __all__ = [
@@ -18,9 +18,11 @@ __all__ = [
     "MAX_PIXELS",
     "TIME_LIMIT",
     "Decoder",
+    "NotKeptError",
     "Segment",
     "VideoError",
     "VideoInfo",
+    "check_kept",
     "decoders_of",
     "frame_indices",
     "open_video",

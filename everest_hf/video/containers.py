@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import av
 
-from ..video_reading_everest import check_pixels, demuxer, display_matrix
+from ..video_reading_everest import FrameRuns, check_pixels, demuxer, display_matrix, runs_of
 from .errors import VideoError
 
 # Files of which a process remembers what their headers say.
@@ -44,7 +44,9 @@ class Header:
 
     codec: its name, "h264". duration: in seconds, None where it is not told. fps: on average, 0 where it is not told.
     height, width: of a frame as it is shown, in pixels. matrix: see `display_matrix`. times: when each frame is shown,
-    in units of time_base seconds; None where the container does not tell. obstacles: of the above.
+    in units of time_base seconds; None where the container does not tell. obstacles: of the above. keys: when the key
+    frames are shown. runs: how the file holds the frames of the source that it was prepared from, None for one that
+    shows them in order.
     """
 
     codec: str
@@ -56,6 +58,8 @@ class Header:
     times: Sequence[int] | None
     time_base: Fraction | None
     obstacles: frozenset[str]
+    keys: Sequence[int] = ()
+    runs: FrameRuns | None = None
 
 
 def header_of(source: str | bytes, max_pixels: int = 0) -> Header:
@@ -105,6 +109,8 @@ def _read_header(source: str | bytes, max_pixels: int) -> Header:
             times=None if UNTIMED in obstacles else _in_short(times),
             time_base=stream.time_base,
             obstacles=obstacles,
+            keys=_in_short(sorted({p.time for p in packets if p.is_key and p.time is not None})),
+            runs=runs_of(container),
         )
 
 
@@ -137,6 +143,8 @@ def _unit_types(packet: bytes, extradata: bytes) -> Iterator[int]:
 
 def _in_short(times: list[int]) -> Sequence[int]:
     """Return rising times as a range where they are evenly spaced: a process remembers those of many files."""
+    if not times:
+        return ()
     steps = {after - before for before, after in pairwise(times)}
     return range(times[0], times[-1] + 1, *steps) if len(steps) <= 1 else array("q", times)
 

@@ -7,9 +7,10 @@ import ctypes
 import functools
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from typing import ClassVar, Protocol
 
 import av
@@ -32,6 +33,9 @@ from .containers import (
     remembered,
 )
 
+# Frames that the decoder would decode for nothing, from which on it is faster to seek.
+WORTH_SEEKING = 8
+
 
 class Decoder(Protocol):
     """What a backend offers. It may raise anything: `open_video` turns it into a VideoError."""
@@ -50,8 +54,8 @@ class Decoder(Protocol):
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, which rise, uint8 (T, H, W, C)."""
 
-    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """Yield what `read` would return for each of `runs`, which rise too, and decode no frame twice."""
+    def read_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """Yield what `read` would return for each of `blocks`, which rise too, and decode no frame twice."""
 
 
 class ReadsOn:
@@ -59,8 +63,8 @@ class ReadsOn:
 
     read: Callable[[Sequence[int]], torch.Tensor]
 
-    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        return map(self.read, runs)
+    def read_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return map(self.read, blocks)
 
 
 class DecordDecoder(ReadsOn):
@@ -105,7 +109,8 @@ class TorchcodecDecoder(ReadsOn):
 
 
 class PyavDecoder:
-    """PyAV, from the last key frame before the first one asked for. It scales as decord does.
+    """PyAV, from the last key frame before the first one asked for, and again where some frames asked for lie far behind
+    others. It scales as decord does.
 
     Of H.264, frames that are not asked for and that no other is predicted from are not decoded.
     """
@@ -117,40 +122,54 @@ class PyavDecoder:
         self._source, self._matrix = source, header.matrix
         self._size = _coded(size or (header.height, header.width), header)
         self._times: Sequence[int] = header.times or ()
+        self._keys = header.keys
         self.num_frames = len(self._times)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         times = [self._times[i] for i in indices]
         # Some containers find no key frame before a time, and seek to one after it: then from the first frame.
-        frames = self._decode(times, times[0]) or self._decode(times, self._times[0])
+        frames = self._decode(list(self._parts(indices))) or self._decode([(self._times[0], times)])
         if not frames:
             raise ValueError(f"not all of its frames {indices[0]} to {indices[-1]} are there")
         return upright(torch.stack(frames), self._matrix)
 
-    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        times = [self._times[i] for run in runs for i in run]
-        frames = self._decoded(times, times[0])
-        for run in runs:
-            found = list(islice(frames, len(run)))
-            if [time for time, _ in found] != [self._times[i] for i in run]:
-                raise ValueError(f"not all of its frames {run[0]} to {run[-1]} are there")
+    def read_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        times = [self._times[i] for block in blocks for i in block]
+        frames = self._decoded([(times[0], times)])
+        for block in blocks:
+            found = list(islice(frames, len(block)))
+            if [time for time, _ in found] != [self._times[i] for i in block]:
+                raise ValueError(f"not all of its frames {block[0]} to {block[-1]} are there")
             yield upright(torch.stack([pixels for _, pixels in found]), self._matrix)
 
-    def _decode(self, times: list[int], start: int) -> list[torch.Tensor] | None:
-        """Return the frames that are shown at `times`, decoded from the key frame before `start`; None if one is missed."""
-        frames = [pixels for _, pixels in self._decoded(times, start)]
-        return frames if len(frames) == len(times) else None
+    def _parts(self, indices: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the times of frames that are decoded one after another, and before them the time to seek."""
+        part = [self._times[indices[0]]]
+        for before, after in pairwise(indices):
+            key = bisect_right(self._keys, self._times[after])
+            if key and self._keys[key - 1] > self._times[min(before + WORTH_SEEKING, after)]:
+                yield part[0], part
+                part = []
+            part.append(self._times[after])
+        yield part[0], part
 
-    def _decoded(self, times: list[int], start: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def _decode(self, parts: list[tuple[int, list[int]]]) -> list[torch.Tensor] | None:
+        """Return the frames at the times of each part, decoded from the key frame before its start; None if one is missed."""
+        frames = [pixels for _, pixels in self._decoded(parts)]
+        return frames if len(frames) == sum(len(times) for _, times in parts) else None
+
+    def _decoded(self, parts: list[tuple[int, list[int]]]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield the frames of `_decode`, each with its time, when their turn comes."""
-        wanted, to_pixels = set(times), rgb_converter(*self._size)
+        to_pixels = rgb_converter(*self._size)
         with demuxer(self._source) as (container, stream):
-            container.seek(start, stream=stream)
-            for frame in _decode_few(container, stream, wanted):
-                if frame.pts in wanted:
-                    yield frame.pts, to_pixels(frame)
-                if frame.pts is None or frame.pts >= times[-1]:
-                    break
+            for start, times in parts:
+                wanted = set(times)
+                container.seek(start, stream=stream)
+                for frame in _decode_few(container, stream, wanted):
+                    if frame.pts in wanted:
+                        yield frame.pts, to_pixels(frame)
+                    if frame.pts is None or frame.pts >= times[-1]:
+                        break
 
 
 class SequentialDecoder:
@@ -170,10 +189,10 @@ class SequentialDecoder:
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return upright(decode_in_order(self._source, indices, self._size), self._matrix)
 
-    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        frames = decoded_in_order(self._source, [i for run in runs for i in run], self._size)
-        for run in runs:
-            yield upright(torch.stack(list(islice(frames, len(run)))), self._matrix)
+    def read_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        frames = decoded_in_order(self._source, [i for block in blocks for i in block], self._size)
+        for block in blocks:
+            yield upright(torch.stack(list(islice(frames, len(block)))), self._matrix)
 
 
 def _coded(size: tuple[int, int], header: Header) -> tuple[int, int]:

@@ -17,3 +17,7 @@ class VideoError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.path, self.reason)
+
+
+class NotKeptError(VideoError):
+    """A prepared video does not have the frames that a clip takes."""

@@ -118,8 +118,8 @@ class PictureDecoder:
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return torch.stack([self._frame(self._frames.name(i)) for i in indices])
 
-    def read_runs(self, runs: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        return map(self.read, runs)
+    def read_blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return map(self.read, blocks)
 
     def _frame(self, name: str) -> torch.Tensor:
         expected = self._header.height, self._header.width

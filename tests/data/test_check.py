@@ -52,6 +52,7 @@ def test_the_report_counts_and_names(source, capsys):
         "codecs": {"h264": 2, "mpeg4": 1, "vp9": 1},
         "sizes": {"80x48": 2, "80x64": 1, "128x96": 1},
         "fps": {"25": 3, "10": 1},
+        "prepared": {},
         "seconds": pytest.approx({"min": 1.0, "p5": 1.0, "median": 1.6, "p95": 2.4, "max": 2.4}, abs=0.05),
         "total_seconds": pytest.approx(6.2, abs=0.1),
         "frames": {"min": 10, "p5": 10, "median": 40, "p95": 60, "max": 60},

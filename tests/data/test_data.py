@@ -4,6 +4,7 @@ import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -36,6 +37,7 @@ from everest_hf.data import (
     seed_of,
 )
 from everest_hf.data.transforms import evaluation_crops, finetuning_transform, pretraining_transform
+from everest_hf.training.recipe import Recipe
 from everest_hf.video import VideoError, read_clip, read_frames
 
 SIZE = (24, 40)
@@ -414,6 +416,28 @@ def test_several_crops_of_one_decode(folder, monkeypatch):
     sampler = EpochSampler(three, total_batch=6)
     sampler.set_epoch(1, start=12)
     assert list(sampler) == epoch_order(num_rows=6, seed=0, epoch=1).tolist()[4:]
+
+
+def test_clips_that_begin_later_share_one_reading(tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr("everest_hf.data.clips.read_clip", lambda *a, **k: reads.append(a) or read_clip(*a, **k))
+    path = write_video(tmp_path / "count.mp4", counting_frames(60, *SIZE), crf=10)
+    rows = load_videos(write_list(tmp_path / "list.txt", [(path, 0)]))
+    clips = clips_of(rows, transform=torch.nn.Identity(), num_frames=4, frame_step=3, num_sample=4, sample_shift=2)
+    shifts = set()
+    for epoch in range(8):
+        clips.set_epoch(epoch)
+        first, *others = [[frame_number(f.permute(1, 2, 0)) for f in clip] for clip in clips[0]["pixel_values"]]
+        assert np.diff(first).tolist() == [3, 3, 3]
+        assert all(set(np.subtract(other, first)) in ({0}, {3}, {6}) for other in others)
+        shifts |= {other[0] - first[0] for other in others}
+    assert shifts == {0, 3, 6}
+    assert len(reads) == 8
+    short = clips_of(rows, transform=torch.nn.Identity(), num_frames=4, frame_step=30, num_sample=2, sample_shift=2)
+    one, two = short[0]["pixel_values"]
+    assert torch.equal(one, two)  # no frame is left to begin later at
+    with pytest.raises(ValueError, match="sample_shift is 1; it must be 0 unless num_sample is 2 or more"):
+        Recipe(train="any", sample_shift=1)
 
 
 def test_frame_sampling_reaches_the_clips(tmp_path):

@@ -140,10 +140,10 @@ def test_a_video_is_read_at_another_rate(models, tmp_path, fps):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.avi", "clip.mkv", "clip.webm"])
 def test_runs_are_the_frames_of_a_reading(tmp_path, monkeypatch, backend, name):
-    monkeypatch.setattr("everest_hf.video.reading.FRAMES_OF_A_RUN", 5)
+    monkeypatch.setattr("everest_hf.video.reading.FRAMES_OF_A_BLOCK", 5)
     path = write_video(tmp_path / name, moving_frames(40, 48, 64), **FORMATS[name])
     wanted = [0, 1, 2, 5, 11, 12, 13, 14, 15, 27, 38, 39]
-    runs = list(open_video(path, backend=backend).read_runs(wanted))
+    runs = list(open_video(path, backend=backend).read_blocks(wanted))
     assert [len(run) for run in runs] == [5, 5, 2]
     assert torch.cat(runs).equal(read_frames(path, wanted, backend=backend))
 
