@@ -22,6 +22,7 @@ from .integrity import Found, find_checkpoint
 from .recipe import Recipe
 from .run import Run, plan
 from .summary import describe as describe_run
+from .waiting import reading_of, seconds_of_clip
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
         "total batch": _batch(run, accelerator),
         "learning rate": _learning_rate(run),
         "memory": _memory(config, recipe, accelerator),
+        "reading": _reading(run, accelerator),
         "output": _output(recipe, found.newest),
         "checkpoints": _checkpoints(config, recipe),
     }
@@ -152,6 +154,13 @@ def _memory(config: EverestConfig, recipe: Recipe, accelerator: Accelerator) -> 
         there = f" of {torch.cuda.get_device_properties(accelerator.device).total_memory / _GIB:.3g}"
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return f"about {memory.total / _GIB:.3g} GiB{there} a process in {precision}: {shown}"
+
+
+def _reading(run: Run, accelerator: Accelerator) -> str:
+    seconds = seconds_of_clip(run.recipe, run.config, run.train)
+    if seconds is None:
+        return "of the first videos none can be read"
+    return reading_of(run.recipe, run.train, accelerator).forecast(seconds)
 
 
 def _checkpoints(config: EverestConfig, recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -180,9 +180,13 @@ def gpu_memory(device: torch.device) -> dict[str, float]:
 
 
 class Bar:
-    """The progress bar of the main process, with the figures of the last line of the log."""
+    """The progress bar of the main process, with the figures of the last line of the log.
 
-    def __init__(self, description: str, step: int, total_steps: int, *, hidden: bool):
+    advise: makes a sentence on what helps of the share of the time that is spent waiting for data.
+    """
+
+    def __init__(self, description: str, step: int, total_steps: int, *, hidden: bool, advise: Callable[[float], str]):
+        self.advise = advise
         self.bar = tqdm(total=total_steps, initial=step, desc=description, unit="step", disable=hidden)
         self.lines, self.advised = 0, False
 
@@ -200,10 +204,7 @@ class Bar:
         wait_is_long = self.lines > 1 and figures["data_wait"] > TOLERATED_WAIT
         if wait_is_long and not self.advised and not self.bar.disable:
             self.advised = True
-            self.bar.write(
-                f"{figures['data_wait']:.0%} of the time is spent waiting for data: raise --num_workers, or shrink "
-                "the videos once with `everest-hf prepare`"
-            )
+            self.bar.write(self.advise(figures["data_wait"]))
 
     def __enter__(self) -> "Bar":
         return self

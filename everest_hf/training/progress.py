@@ -18,6 +18,7 @@ from .guard import STOPPED, Watch
 from .logging import LOG, Bar, Meter, RunLog
 from .run import Run
 from .summary import describe
+from .waiting import reading_of
 
 
 class Progress:
@@ -46,10 +47,15 @@ class Progress:
         accelerator.print(describe(run))
         if self.patience.is_over:
             accelerator.print(f"the run has stopped early, after step {step}: nothing is left to train")
-        self.bar = Bar(run.recipe.task, step, run.total_steps, hidden=not accelerator.is_main_process)
+        self.bar = Bar(
+            run.recipe.task, step, run.total_steps, hidden=not accelerator.is_main_process, advise=self._advise
+        )
         self.watch = Watch(accelerator, lambda indices: loaders.names_of(run.train, indices), standing)
         with self.bar, self.watch:
             yield
+
+    def _advise(self, wait: float) -> str:
+        return reading_of(self.run.recipe, self.run.train, self.accelerator).advice(wait)
 
     def epochs(self, step: int) -> Iterator[int]:
         """Yield the epochs that are left after `step` steps, until the patience is over: at the end of an epoch."""

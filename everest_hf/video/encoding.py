@@ -131,14 +131,14 @@ def transcode(
                 alive()
         return writer.count
     paths = [path.with_suffix(f".{phase}{path.suffix}") for phase in range(encoding.phases)]
-    count, time_base = 0, None
+    count, time_base = 0, Fraction(1)
     with ExitStack() as stack:
         runs = [stack.enter_context(_Writer(run, encoding, {})) for run in paths]
         for place, frame in enumerate(frames):
             if place % encoding.frame_step < encoding.phases:
                 frame.pts = place // encoding.frame_step
                 runs[place % encoding.frame_step].add(frame)
-            count, time_base = place + 1, frame.time_base
+            count, time_base = place + 1, Fraction(frame.time_base)  # type: ignore[arg-type]  # `even_frames` has set it
             alive()
     frame_runs = FrameRuns(encoding.frame_step, encoding.phases, count)
     written = [run for run, writer in zip(paths, runs, strict=True) if writer.count]

@@ -85,6 +85,8 @@ def test_what_it_says_is_what_the_run_then_does(place):
     assert lines["learning rate"].startswith(f"0 to {peak:.4g} in 2 steps")
     assert lines["total batch"] == "4 clips = 1 processes x 2 batches x 2 videos"
     assert lines["output"] == "runs/one, new"
+    assert re.match(r"[\d.]+ ms of a core for a clip: 1 processes read \d+ clips/s", lines["reading"])
+    assert lines["reading"].endswith("; faster after `everest-hf prepare videos/train OUT`")
     assert dry.stdout.splitlines()[-1] == "dry run: all is well; nothing was trained or written"
     # The folder then holds the run, which a dry run leaves as it is.
     before = contents(place)
