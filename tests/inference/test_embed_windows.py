@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import fork
+from helpers.commands import ROOT, fork
 from helpers.models import build
 from helpers.videos import bad_files, moving_frames, write_clip, write_list, write_video
 
@@ -133,6 +135,30 @@ def test_programs_for_action_localisation_read_them(checkpoint, films, tmp_path,
             assert other == pytest.approx(place, abs=1.5 / about["stride"])  # whole frames
     if options:
         assert (about["actionformer"]["default_fps"], about["videos"]["one"]["num_frames"]) == (10, 36)
+
+
+def test_the_page_leads_from_films_to_the_input_of_actionformer(checkpoint, tmp_path, monkeypatch):
+    """The list and the commands that docs/long-videos.md shows, on films that are there."""
+    page = (ROOT / "docs" / "long-videos.md").read_text(encoding="utf-8")
+    for name, seed in {"kitchen": 1, "garden": 2, "cellar": 3}.items():
+        write_clip(tmp_path / f"films/{name}.mp4", 400, height=32, width=48, seed=seed, fps=10)
+    listed = re.search(r"```\n(video,start,end,label\n.*?)```", page, flags=re.DOTALL)[1]
+    (tmp_path / "films/train.csv").write_text(listed)
+    (tmp_path / "films/val.csv").write_text("video,start,end,label\ncellar.mp4,3,9,close\n")
+    model = tmp_path / "runs/quickstart/finetune"
+    model.mkdir(parents=True)
+    (model / "model").symlink_to(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^everest-hf (embed films.*)$", page, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert run(*shlex.split(command)) == 0
+    settings = read(Path("features"))["actionformer"]
+    train, val = (actionformer_items(settings, subset) for subset in ("training", "validation"))
+    assert {name: item["labels"] for name, item in train.items()} == {"kitchen": [1, 0], "garden": [1]}
+    assert val["cellar"]["labels"] == [0]
+    assert all(len(item["features"]) == (1000 - 12) // 4 + 1 for item in [*train.values(), *val.values()])
+    assert (settings["feat_stride"], settings["num_frames"], settings["default_fps"]) == (4, 12, 25)
 
 
 def test_segments_in_frames_have_their_seconds(checkpoint, films, tmp_path):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from helpers.models import build
 from helpers.tiny import tiny_config
-from helpers.videos import BACKENDS, FORMATS, moving_frames, write_clip, write_video
+from helpers.videos import BACKENDS, FORMATS, moving_frames, real_clips, write_clip, write_video
 from PIL import Image
 
 import everest_hf
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel, EverestVideoProcessor
-from everest_hf.inference import feature_function
+from everest_hf.inference import feature_function, slots
 from everest_hf.inference.slots import SlotEncoder
 from everest_hf.video import VideoError, open_video, read_frames
 
@@ -91,6 +91,24 @@ def test_outputs_are_those_of_the_window_alone(models, video, stride, keep_ratio
 @pytest.mark.parametrize("name", ["encoder", "normed", "first_token", "attentive", "random", "tube"])
 def test_models_of_every_kind(models, video, name):
     assert_alone(models[name], video, stride=5)
+
+
+def test_where_scores_are_made_of_pixels(models, video, monkeypatch):
+    """As on a GPU whose products are split, where embeddings that scores are made of do not serve as tokens."""
+    monkeypatch.setattr(slots, "serve_as_tokens", lambda *args: False)
+    assert_alone(models["classifier"], video, stride=4)
+
+
+def test_real_footage(models):
+    """A telephone camera in a car, whose noise makes close scores."""
+    path = str(real_clips()["carphone_pristine.mp4"])
+    model = build(EverestForVideoClassification, image_size=(96, 160))
+    found = EverestVideoProcessor.from_config(model.config, frame_step=3)
+    windows = list(everest_hf.windows(model, found, path, stride=10))
+    assert len(windows) == (120 - 34) // 10 + 1
+    for window in windows:
+        features, _ = alone(model, found, path, window.frames)
+        torch.testing.assert_close(window.features, features, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_in_16_bits(models, video):
