@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..files import printable
 from .options import (
     PROGRAM,
     add_command,
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     finally:
         _end_line(args.json)
-        print(f"{PROGRAM}: {args.source}: {tally}", file=sys.stderr)
+        print(printable(f"{PROGRAM}: {args.source}: {tally}"), file=sys.stderr)
     return 0
 
 
@@ -78,8 +79,6 @@ def _print(seen, as_json: bool) -> None:
     labels = "  ".join(f"{label} {score:.3f}" for label, score in seen.top)
     text = f"{seen.end:8.1f} s  {labels}"
     if sys.stdout.isatty():
-        from ..files import printable
-
         print(f"\r\x1b[K{printable(text)}", end="", flush=True)
     else:
         print_text(text)

@@ -11,6 +11,10 @@ import psutil
 from ..video.live import LiveVideo
 from .classify import top_labels
 from .stream import EverestStream
+from .video_windows import WindowOutput
+
+# Seconds that an output waits at most for frames that are there already.
+LATEST = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,26 @@ def watch(
 ) -> Iterator[Sighting]:
     """Yield a `Sighting` of the newest window every `every` seconds of the source, as long as frames come.
 
+    Where the model is slower than that, there are fewer of them: frames that are there already are taken first.
+
     stream: with frame_step 1, where the video has it as its step. tally: is kept up to date.
 
     Raises:
         VideoError: the source cannot be read, or hangs.
     """
-    seconds: deque[float] = deque(maxlen=stream.frames_of_window)
-    due = 0.0
-    for frame in video:
-        seconds.append(frame.second)
-        is_whole = stream.add(frame.pixels)
+    taken: deque[tuple[float, float]] = deque(maxlen=2 * stream.frames_of_window)  # second and arrival of frames
+    due, is_whole = 0.0, False
+    for number, frame in enumerate(video):
+        taken.append((frame.second, frame.arrived))
+        is_whole = stream.add(frame.pixels) or is_whole
         tally.frames, tally.dropped, tally.seconds = video.read, video.dropped, frame.second
-        if not is_whole or frame.second < due:
+        late = frame.second - due
+        if not is_whole or late < 0 or (video.waiting and late < LATEST):
             continue
-        due = frame.second + every
-        logits = stream.output().logits[None]  # type: ignore[union-attr,index]  # a window is whole, of a classifier
-        latency = time.monotonic() - frame.arrived
+        due, is_whole = frame.second + every, False
+        output: WindowOutput = stream.output()  # type: ignore[assignment]  # a window is whole
+        first, last = (taken[place - number - 1] for place in (output.frames[0], output.frames[-1]))
+        top = top_labels(output.logits[None], config, top_k)  # type: ignore[index]  # a classifier has logits
+        latency = time.monotonic() - last[1]
         tally.latencies.append(latency)
-        yield Sighting(seconds[0], seconds[-1], top_labels(logits, config, top_k), latency, video.dropped)
+        yield Sighting(first[0], last[0], top, latency, video.dropped)

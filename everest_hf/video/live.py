@@ -64,6 +64,11 @@ class LiveVideo:
         self._error: Exception | None = None
         self._ended = self._closed = False
 
+    @property
+    def waiting(self) -> int:
+        """How many frames are there that nobody has taken."""
+        return len(self._frames)
+
     def __iter__(self) -> Iterator[LiveFrame]:
         threading.Thread(target=self._run, daemon=True).start()
         try:

@@ -18,6 +18,8 @@ from helpers.videos import moving_frames, write_video
 
 import everest_hf
 from everest_hf import EverestForVideoClassification, EverestModel, EverestStream, EverestVideoProcessor, cli
+from everest_hf.inference.watch import Tally
+from everest_hf.inference.watch import watch as watching
 from everest_hf.video import VideoError, live, read_frames
 
 FPS = 25
@@ -103,22 +105,24 @@ def watch(*arguments) -> int:
 
 
 def test_a_file_is_watched_in_real_time(model, processor, checkpoint, video, capsys):
+    """Which windows have an output depends on how busy the machine is; what the outputs are does not."""
     start = time.monotonic()
     assert watch(video, "--model", checkpoint, "--every", 0, "--json") == 0
     assert time.monotonic() - start > 59 / 50
     out, err = capsys.readouterr()
     seen = [json.loads(line) for line in out.splitlines()]
     expected = list(everest_hf.windows(model, processor, video, stride=6))
-    assert len(seen) == len(expected) == 7
-    for line, window in zip(seen, expected, strict=True):
-        assert (line["start"], line["end"]) == pytest.approx((window.seconds[0], window.seconds[-1]), abs=1e-3)
+    assert 0 < len(seen) <= len(expected) == 7
+    for line in seen:
+        (window,) = [window for window in expected if window.seconds[0] == pytest.approx(line["start"], abs=1e-3)]
+        assert line["end"] == pytest.approx(window.seconds[-1], abs=1e-3)
         scores = window.logits.softmax(dim=-1)
         assert line["label"] == model.config.id2label[int(scores.argmax())]
         assert line["score"] == pytest.approx(float(scores.max()), abs=1e-5)
         assert len(line["top"]) == 3
         assert line["latency"] >= 0
     summary = err.splitlines()[-1]
-    assert summary.startswith(f"everest-hf: {video}: ended after 1.2 s: 7 outputs, latency ")
+    assert summary.startswith(f"everest-hf: {video}: ended after 1.2 s: {len(seen)} outputs, latency ")
     assert "0 of 30 frames dropped" in summary
     assert summary.endswith("MiB of memory")
 
@@ -126,8 +130,26 @@ def test_a_file_is_watched_in_real_time(model, processor, checkpoint, video, cap
 def test_outputs_come_every_so_many_seconds(checkpoint, video, capsys):
     assert watch(video, "--model", checkpoint, "--every", 0.4, "--top-k", 1) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].split()[:2] == ["0.4", "s"]
+    assert 0 < len(lines) <= 2
+    assert all(line.split()[1] == "s" for line in lines)
+
+
+def test_a_slow_model_answers_for_the_newest_frames(model, processor, video):
+    """All frames of the film are there before the first is taken: one output after a second of them, one at the end."""
+
+    class Late(live.LiveVideo):
+        def __iter__(self):
+            frames = super().__iter__()
+            first = next(frames)
+            while not self._ended:
+                time.sleep(0.01)
+            yield first
+            yield from frames
+
+    stream, tally = EverestStream(model, processor, frame_step=1), Tally()
+    found = list(watching(stream, Late(video, step=2), model.config, every=0, top_k=1, tally=tally))
+    assert [seen.end for seen in found] == pytest.approx([0.92, 1.16], abs=1e-3)  # slots end every 0.12 seconds
+    assert (tally.frames, tally.dropped) == (30, 0)
 
 
 def test_a_source_that_ends_before_a_window_is_whole(checkpoint, tmp_path, capsys):
@@ -149,7 +171,7 @@ def test_a_pipe_is_watched(checkpoint, video, tmp_path, capsys):
             time.sleep(seconds)
 
     for count, seconds, limit, code, line in [
-        (len(content), 0, 60, 0, "ended after 1.2 s: 7 outputs"),
+        (len(content), 0, 60, 0, "ended after 1.2 s: "),
         (len(content) // 2, 1.5, 0.5, 1, "gave no frame for 0.5 s"),
     ]:
         writer = threading.Thread(target=write, args=(count, seconds))
@@ -168,7 +190,7 @@ def test_standard_input_is_watched(checkpoint, video, capsys):
     finally:
         os.dup2(before, 0)
         os.close(before)
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert 0 < len(capsys.readouterr().out.splitlines()) <= 7
 
 
 def test_a_terminal_shows_one_line(checkpoint, video, monkeypatch):
@@ -180,7 +202,7 @@ def test_a_terminal_shows_one_line(checkpoint, video, monkeypatch):
     assert watch(video, "--model", checkpoint, "--every", 0) == 0
     text = sys.stdout.getvalue()
     assert text.count("\n") == 1
-    assert text.count("\r\x1b[K") == 7
+    assert 0 < text.count("\r\x1b[K") <= 7
 
 
 def test_a_network_camera_that_does_not_answer_is_a_line(checkpoint, capsys):
