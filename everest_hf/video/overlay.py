@@ -43,8 +43,9 @@ def write_overlay(
         with demuxer(source) as (container, stream), av.open(str(path), "w") as out:
             check_pixels(1, stream.codec_context.height, stream.codec_context.width, max_pixels)
             sounds = [sound for sound in container.streams.audio if sound.codec_context is not None]
+            video: Any = out.add_stream("libx264", options={"preset": "veryfast", "crf": str(crf)})
             copies = {sound.index: _copy_of(sound, out, path, name) for sound in sounds}
-            _write(container, stream, sounds, out, copies, caption_at, crf)
+            _write(container, stream, sounds, out, video, copies, caption_at)
     except VideoError:
         raise
     except (ValueError, av.error.FFmpegError) as error:
@@ -62,8 +63,8 @@ def _copy_of(sound: av.AudioStream, out: av.container.OutputContainer, path: Pat
         raise VideoError(name, what) from None
 
 
-def _write(container, stream, sounds, out, copies, caption_at, crf) -> None:
-    video, first, waiting = None, 0, []
+def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
+    first, waiting = None, []
     for packet in container.demux(stream, *sounds):
         if packet.stream.index in copies:
             if packet.dts is not None:  # the last one of a stream is empty
@@ -71,27 +72,27 @@ def _write(container, stream, sounds, out, copies, caption_at, crf) -> None:
                 waiting.append(packet)
         else:
             for frame in map(upright, packet.decode()):
-                if video is None:
-                    video, first = _add_video(out, stream, frame, crf), frame.pts
+                if first is None:
+                    first = frame.pts
+                    _set_up(video, stream, frame)
                 captioned = _captioned(frame, caption_at(float((frame.pts - first) * frame.time_base)))
                 out.mux(video.encode(captioned))
-        if video is not None:  # nothing can be written before all streams are known
+        if first is not None:  # nothing can be written before the size of a frame is known
             out.mux(waiting)
             waiting = []
-    if video is None:
+    if first is None:
         raise ValueError("it has no frame")
     out.mux(video.encode())
 
 
-def _add_video(out: av.container.OutputContainer, source: av.VideoStream, frame: av.VideoFrame, crf: int) -> Any:
-    rate: Any = source.average_rate or DEFAULT_FPS
-    stream: Any = out.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
-    stream.width, stream.height, stream.pix_fmt = frame.width // 2 * 2, frame.height // 2 * 2, "yuv420p"
-    stream.codec_context.time_base = source.time_base  # so that frames keep their times
+def _set_up(video: Any, source: av.VideoStream, frame: av.VideoFrame) -> None:
+    """Give the stream that is written size, colours and times of the source's frames."""
+    video.width, video.height, video.pix_fmt = frame.width // 2 * 2, frame.height // 2 * 2, "yuv420p"
+    video.codec_context.framerate = source.average_rate or DEFAULT_FPS
+    video.codec_context.time_base = source.time_base
     for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
         if value := getattr(frame, name):
-            setattr(stream.codec_context, name, value)
-    return stream
+            setattr(video.codec_context, name, value)
 
 
 def _captioned(frame: av.VideoFrame, text: str) -> av.VideoFrame:

@@ -177,6 +177,9 @@ def test_captions_are_burnt_in_while_their_segments_last(clip, written):
 
 def test_sound_is_copied(clip, written):
     assert packets_of(written / "over.mp4", "audio") == packets_of(clip, "audio") != []
+    with av.open(str(written / "over.mp4")) as made:
+        assert [stream.type for stream in made.streams] == ["video", "audio"]
+        assert made.streams.video[0].average_rate == 25
 
 
 def test_a_video_that_is_turned_stays_upright_and_has_no_sound(checkpoint, tmp_path):
