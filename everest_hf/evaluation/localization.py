@@ -84,12 +84,12 @@ def _right(true: Sequence[FoundSegment], found: Sequence[FoundSegment], least: f
     answers = []
     for segment in sorted(found, key=lambda segment: -segment.score):
         there = free[segment.video]
-        overlaps = [overlap(segment.start, segment.end, other.start, other.end) for other in there]
-        best = max(range(len(there)), key=overlaps.__getitem__, default=None)
-        is_right = best is not None and overlaps[best] >= least
-        if is_right:
-            del there[best]
-        answers.append(is_right)
+        best = max(there, key=lambda other: overlap(segment.start, segment.end, other.start, other.end), default=None)
+        if best is None or overlap(segment.start, segment.end, best.start, best.end) < least:
+            answers.append(False)
+        else:
+            there.remove(best)
+            answers.append(True)
     return answers
 
 

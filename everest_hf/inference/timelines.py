@@ -74,9 +74,9 @@ def timeline(
     """
     check_timeline(model, threshold, smooth)
     found = windows(model, processor, video, **reading)
-    if not found.fps:
-        raise VideoError(video, "tells no frame rate, so that its windows have no times; give --fps")
-    logits = torch.stack([window.logits for window in found])  # (n, C)
+    if found.centers is None:
+        raise VideoError(video, "tells no frame rate, so that its windows have no times")
+    logits = torch.stack([window.logits for window in found if window.logits is not None])  # (n, C)
     edges = edges_of(found.centers, found.num_frames / found.fps)
     width = 2 * max(0, round((smooth * found.fps / found.stride - 1) / 2)) + 1  # windows; odd, so that it has a middle
     scores = smoothed(scores_of(logits, model.config).numpy(), width)

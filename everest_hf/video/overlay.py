@@ -64,7 +64,8 @@ def _copy_of(sound: av.AudioStream, out: av.container.OutputContainer, path: Pat
 
 
 def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
-    first, waiting = None, []
+    place, first, waiting = -1, None, []  # place: when a frame is shown, in the stream's unit of time
+    length = max(1, round(1 / (stream.average_rate or DEFAULT_FPS) / stream.time_base))  # of a frame
     for packet in container.demux(stream, *sounds):
         if packet.stream.index in copies:
             if packet.dts is not None:  # the last one of a stream is empty
@@ -73,9 +74,12 @@ def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
         else:
             for frame in map(upright, packet.decode()):
                 if first is None:
-                    first = frame.pts
+                    place, first = frame.pts or 0, frame.pts or 0
                     _set_up(video, stream, frame)
-                captioned = _captioned(frame, caption_at(float((frame.pts - first) * frame.time_base)))
+                else:  # some containers leave times out
+                    place = place + length if frame.pts is None else frame.pts
+                captioned = _captioned(frame, caption_at(float((place - first) * stream.time_base)))
+                captioned.pts, captioned.time_base = place, stream.time_base
                 out.mux(video.encode(captioned))
         if first is not None:  # nothing can be written before the size of a frame is known
             out.mux(waiting)
@@ -96,7 +100,7 @@ def _set_up(video: Any, source: av.VideoStream, frame: av.VideoFrame) -> None:
 
 
 def _captioned(frame: av.VideoFrame, text: str) -> av.VideoFrame:
-    """Return a frame in 4:2:0 with a caption painted into it; its other pixels are not converted back and forth."""
+    """Return a frame in 4:2:0, without its time, with a caption painted into it; other pixels stay as they are."""
     height, width = frame.height // 2 * 2, frame.width // 2 * 2
     if frame.format.name != "yuv420p" or (height, width) != (frame.height, frame.width):
         smaller = frame.reformat(width=width, height=height, format="yuv420p")
@@ -106,7 +110,7 @@ def _captioned(frame: av.VideoFrame, text: str) -> av.VideoFrame:
     if text:
         _paint(planes, height, width, text)
     painted = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-    painted.pts, painted.time_base, painted.pict_type = frame.pts, frame.time_base, PictureType.NONE
+    painted.pict_type = PictureType.NONE  # or the encoder would follow the source's
     for name in ("colorspace", "color_range"):
         setattr(painted, name, getattr(smaller, name))
     return painted
