@@ -7,6 +7,7 @@ from .options import (
     PROGRAM,
     add_command,
     add_model_options,
+    add_shard_option,
     add_source_options,
     add_views_option,
     check_counts,
@@ -33,6 +34,7 @@ def add_parser(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write: .safetensors or .parquet; with --windows, a folder")
     add_model_options(parser, "share of the tokens to keep, instead of the model's own")
     add_views_option(parser)
+    add_shard_option(parser, "make this part alone, as one of N processes; then run without it once [all]")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="videos, or windows, at a time [8]")
     group = parser.add_argument_group("long videos")
     group.add_argument("--windows", action="store_true", help="write a .npy file for each video, a vector a window")
@@ -60,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     bad = (_embed_windows if args.windows else _embed_videos)(args, rows, model, processor, decoding)
     for error in bad:
         print_error(error)
+    if args.shard:
+        part, count = args.shard
+        print_text(f"{args.out}: part {part + 1} of {count} is made; when all are, run without --shard")
+        return 1 if bad else 0
     each, count = ("each window", len(set(paths_of(rows)))) if args.windows else ("each", len(rows))
     print_text(f"{args.out}: {model.config.hidden_size} values for {each} of {count - len(bad)} videos")
     return 1 if bad else 0
@@ -74,8 +80,8 @@ def _check_out(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is of windows; give --windows too")
         writer_of(Path(args.out))
         return
-    if args.workers is not None or args.views != (1, 1):
-        raise ValueError("--workers and --views have no meaning with --windows")
+    if args.workers is not None or args.views != (1, 1) or args.shard:
+        raise ValueError("--workers, --views and --shard have no meaning with --windows")
     if Path(args.out).is_file() or Path(args.out).suffix in FORMATS:
         raise ValueError(f"{args.out}: with --windows the output is a folder; give the name of one")
 
@@ -84,9 +90,8 @@ def _embed_videos(args: argparse.Namespace, rows, model, processor, decoding: di
     from .. import inference
 
     views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
-    return inference.embed_videos(
-        model, views, args.out, keep_ratio=args.keep_ratio, batch_size=args.batch_size, num_workers=args.workers
-    )
+    options = {"keep_ratio": args.keep_ratio, "batch_size": args.batch_size, "num_workers": args.workers}
+    return inference.embed_videos(model, views, args.out, **options, **({"shard": args.shard} if args.shard else {}))
 
 
 def _embed_windows(args: argparse.Namespace, rows, model, processor, decoding: dict) -> list:

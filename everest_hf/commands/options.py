@@ -117,6 +117,18 @@ def add_views_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shard_option(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help=text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Return the number of a part from 0, and how many there are."""
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N with I from 1 to N, such as 3/16")
+    return int(part) - 1, int(count)
+
+
 def _views(text: str) -> tuple[int, int]:
     segments, _, crops = text.partition("x")
     if not (segments.isdecimal() and crops.isdecimal() and int(segments) and int(crops)):

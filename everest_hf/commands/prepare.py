@@ -1,10 +1,12 @@
 """everest-hf prepare: write videos so that random clips decode fast."""
 
 import argparse
+from typing import Any
 
 from .options import (
     PROGRAM,
     add_command,
+    add_shard_option,
     add_source_options,
     check_counts,
     decoding_options,
@@ -41,6 +43,8 @@ def add_parser(commands) -> None:
         help="of these N runs, all, or 1 for an N-th of the size, without the rest [all]",
     )
     parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16, in runs 4]")
+    parser.add_argument("--shards", type=int, metavar="N", help="write N parquet files of many videos, to be streamed")
+    add_shard_option(parser, "make this part alone, as one of N processes; then run without it once [all]")
     parser.add_argument("--crf", type=int, metavar="N", help="quality: lower is better and larger [20]")
 
 
@@ -49,14 +53,24 @@ def run(args: argparse.Namespace) -> int:
     from ..data.prepare import prepare_videos
     from ..video.encoding import Encoding
 
-    check_counts(args, "workers")
+    check_counts(args, "workers", "shards")
     if args.phases and not args.frame_step:
         raise ValueError(f"--phases is {args.phases}; it belongs to --frame-step, which is not given")
     names = ("short_side", "gop", "crf", "frame_step")
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     encoding = Encoding(**chosen, phases=1 if args.phases == "1" else None)  # type: ignore[arg-type]  # None: all
-    options = {**decoding_options(args), **source_options(args)}
-    done = prepare_videos(args.source, args.out, encoding=encoding, fps=args.fps, workers=args.workers, **options)
+    options = {
+        "encoding": encoding,
+        "fps": args.fps,
+        "workers": args.workers,
+        **decoding_options(args),
+        **source_options(args),
+    }
+    if args.shard:
+        options["shard"] = args.shard
+    if args.shards:
+        return _pack(args, options)
+    done = prepare_videos(args.source, args.out, **options)
     for error in done.bad:
         print_error(error)
     print_text(
@@ -65,6 +79,20 @@ def run(args: argparse.Namespace) -> int:
     if done.new_list:
         print_text(f"list: {done.new_list}")
     _print_gain(done, encoding.frame_step)
+    return 1 if done.bad else 0
+
+
+def _pack(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Write files of many videos; the exit code is 1 where a video cannot be read."""
+    from ..data.packing import pack_videos
+
+    done = pack_videos(args.source, args.out, args.shards, **options)
+    for error in done.bad:
+        print_error(error)
+    print_text(
+        f"{args.out}: {len(done.made)} files written, {len(done.kept)} there already, with {done.videos} videos; "
+        f"{len(done.bad)} unreadable"
+    )
     return 1 if done.bad else 0
 
 

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
-from ..files import held, put_in_place
+from ..files import LOCK, held, put_in_place
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, frames_of_pictures, transcode
@@ -73,6 +73,7 @@ def prepare_videos(
     *,
     encoding: Encoding = DEFAULT_ENCODING,
     fps: float | None = None,
+    shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
     time_limit: float = TIME_LIMIT,
     max_pixels: int = MAX_PIXELS,
@@ -92,7 +93,8 @@ def prepare_videos(
 
     A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
     function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
-    missing in the list. `workers` processes run at a time, by default one a core; time_limit: seconds after which one
+    missing in the list. shard: (i, n) makes the i-th of n parts of the videos, and no list, so that n processes, on
+    machines that share `out`, make all; a call without it then makes what is missing, and the list. `workers` processes run at a time, by default one a core; time_limit: seconds after which one
     that decodes no further frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`.
     url_schemes: see `everest_hf.data.source_of`.
 
@@ -106,8 +108,9 @@ def prepare_videos(
     source, out = Path(source).expanduser(), Path(out).expanduser()
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
-    with _workplace(out, f".partial-{source.name}") as aside:
-        prepare = partial(_prepare, targets, aside, encoding, fps, max_pixels)
+    chosen, part = chosen[shard[0] :: shard[1]], f"-{shard[0]}-of-{shard[1]}" if shard[1] > 1 else ""
+    with _workplace(out, f".partial-{source.name}{part}", f"{LOCK}{part}") as aside:
+        prepare = partial(prepare_row, encoding, fps, max_pixels, targets, aside)
         how: dict[str, Any] = {"workers": workers, "time_limit": time_limit, "url_schemes": url_schemes}
         results = map_videos(prepare, rows, chosen, description=f"prepare {out}", **how)
         bad = {
@@ -115,7 +118,9 @@ def prepare_videos(
         }
         opening: dict[str, Any] = {"time_limit": time_limit, "max_pixels": max_pixels}
         new_list, wrong = (
-            _write_list(source, out, aside, rows, targets, bad, opening) if _is_list(source) else (None, [])
+            _write_list(source, out, aside, rows, targets, bad, opening)
+            if _is_list(source) and not part
+            else (None, [])
         )
     made, kept = (
         [(row, targets[row]) for row, result in zip(chosen, results, strict=True) if result == which]
@@ -125,9 +130,9 @@ def prepare_videos(
 
 
 @contextmanager
-def _workplace(out: Path, name: str) -> Iterator[Path]:
+def _workplace(out: Path, name: str, lock: str) -> Iterator[Path]:
     """Hold the folder `out`, and give one in it for files that grow, which is removed at the end."""
-    with held(out):
+    with held(out, lock):
         aside = out / name
         shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
         aside.mkdir()
@@ -313,12 +318,12 @@ def _frames_of(rows: Dataset, row: int, opening: dict[str, Any]) -> tuple[int | 
 # ---------------------------------------------------------------------- one video
 
 
-def _prepare(
-    targets: list[Path],
-    aside: Path,
+def prepare_row(
     encoding: Encoding,
     fps: float | None,
     max_pixels: int,
+    targets: list[Path],
+    aside: Path,
     row: int,
     source: str | bytes,
     name: str,

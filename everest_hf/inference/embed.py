@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from ..data import VideoViews
 from ..data.rows import paths_of
 from ..data.segments import segments_in
-from ..files import held, write_whole
+from ..files import LOCK, held, put_in_place, write_whole
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
 from .batches import pixel_values_of, reading
@@ -55,6 +56,7 @@ def embed_videos(
     keep_ratio: float | None = None,
     batch_size: int = 8,
     num_workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[VideoError]:
     """Write the features of videos into the file `out`, and return the videos that cannot be read.
 
@@ -62,7 +64,9 @@ def embed_videos(
     is of a view; an unreadable video has none. The suffix of `out` chooses the format, see FORMATS.
 
     `out` appears when it is whole. Until then finished parts lie beside it, in the folder .partial-<name>, and the
-    same call goes on from there. `num_workers` processes decode, by default one a core.
+    same call goes on from there. `num_workers` processes decode, by default one a core. shard: (i, n) makes the i-th of
+    every n parts and not `out`, so that n processes, on machines that share the folder, make all; a call without it then
+    makes what is missing, and `out`. Of a part, the videos that cannot be read are those of its parts.
 
     Raises:
         ValueError: the suffix is unknown, or the parts beside `out` belong to another model, other videos or settings.
@@ -80,13 +84,18 @@ def embed_videos(
         "keep_ratio": keep_ratio or model.config.keep_ratio,
     }
     parts = out.with_name(f".partial-{out.name}")
-    with held(parts):
+    lock = LOCK if shard[1] == 1 else f"{LOCK}-{shard[0]}-of-{shard[1]}"
+    with held(parts, lock):
         digest = digest_of_model(model)
         _open_parts(parts, {"model": digest, "rows": _digest_of_rows(rows), **settings})
-        batches = _missing_batches(len(rows), parts, batch_size)
+        own = range(0, len(rows), SHARD)[shard[0] :: shard[1]]
+        batches = _missing_batches(own, len(rows), parts, batch_size)
         with reading(views, batches, num_workers=num_workers, description="embed", total=len(rows)) as found:
             _write_parts(found, parts, len(rows), feature_function(model, keep_ratio), model)
-        features = Features.joined([_read_part(_part_of(parts, row)) for row in range(0, len(rows), SHARD)])
+        found_of = [_read_part(_part_of(parts, row)) for row in own]
+        if shard[1] > 1:
+            return [VideoError(*error) for part in found_of for error in part.bad]
+        features = Features.joined(found_of)
         about = {"model": model.name_or_path, "weights": digest, **settings}
         about = {key: json.dumps(value) for key, value in about.items()}
         write_whole(out, lambda aside: write(aside, features, rows, about), parts)
@@ -97,9 +106,9 @@ def embed_videos(
 # ---------------------------------------------------------------------- the work
 
 
-def _missing_batches(count: int, parts: Path, batch_size: int) -> list[list[int]]:
-    """Return the batches of `count` rows of which there is no part yet; no batch goes beyond a part."""
-    missing = (start for start in range(0, count, SHARD) if not _is_whole(_part_of(parts, start)))
+def _missing_batches(starts: Sequence[int], count: int, parts: Path, batch_size: int) -> list[list[int]]:
+    """Return the batches of the parts from these of `count` rows on that are not there yet; none goes beyond a part."""
+    missing = (start for start in starts if not _is_whole(_part_of(parts, start)))
     ranges = [range(start, min(start + SHARD, count)) for start in missing]
     return [list(rows[i : i + batch_size]) for rows in ranges for i in range(0, len(rows), batch_size)]
 
@@ -143,7 +152,10 @@ def _open_parts(folder: Path, description: dict[str, Any]) -> None:
                 "remove it, or choose another output"
             )
     else:
-        write_whole(path, lambda aside: aside.write_text(json.dumps(description)))
+        # By a name of its own: another process may begin with its share of the parts at the same time.
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{DESCRIPTION}-", delete=False) as aside:
+            aside.write(json.dumps(description))
+        put_in_place(Path(aside.name), path)
 
 
 def _part_of(parts: Path, row: int) -> Path:

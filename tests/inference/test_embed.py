@@ -225,6 +225,27 @@ def test_finished_parts_are_not_made_again(checkpoints, videos, tmp_path, capfd,
     assert read(out)[0]["index"].tolist() == list(range(6))
 
 
+def test_several_processes_make_parts_that_the_last_call_joins(checkpoints, videos, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 2)
+    command = ["embed", videos, tmp_path / "a.safetensors", "--model", checkpoints["classifier"], "--workers", 1]
+    for part in ("2/2", "1/2"):
+        assert run(*command, "--shard", part) == 0
+        assert (
+            f"a.safetensors: part {part[0]} of 2 is made; when all are, run without --shard" in capfd.readouterr().out
+        )
+        assert not (tmp_path / "a.safetensors").exists()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / ".partial-a.safetensors").glob("*.safetensors")}
+    assert len(made) == 3
+    monkeypatch.setattr(module, "features_of", None)  # nothing is left to compute
+    assert run(*command) == 0
+    monkeypatch.undo()
+    command[2] = tmp_path / "b.safetensors"
+    assert run(*command) == 0
+    (one, about), (other, same) = (read(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    assert about == same
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in other)
+
+
 @pytest.mark.parametrize("size", [0, 4, 60, -8])
 def test_a_truncated_part_is_made_again(checkpoints, videos, tmp_path, capfd, caplog, monkeypatch, size):
     out, part = tmp_path / "out.safetensors", tmp_path / ".partial-out.safetensors" / "000000.safetensors"
