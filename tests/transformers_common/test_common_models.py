@@ -59,9 +59,15 @@ class EverestModelTest(models.ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    # The suite knows models without a loss by a list of the library's own.
+
     def test_training(self):
-        self.all_model_classes = HEADS  # the suite knows models without a loss by a list of the library's own
+        self.all_model_classes = HEADS
         super().test_training()
+
+    def check_training_gradient_checkpointing(self, *args, **kwargs):
+        self.all_model_classes = HEADS
+        super().check_training_gradient_checkpointing(*args, **kwargs)
 
     def test_attention_outputs(self):
         self.each_with_its_tokens(super().test_attention_outputs)
