@@ -145,9 +145,19 @@ def _write_features(path: Path, windows: VideoWindows, dim: int) -> None:
     """Write the features of a video, unless they are there."""
     if path.exists() and _shape_of(path) == (len(windows), dim):
         return
-    bar = tqdm(windows, windows.video.name, unit="window", leave=False)
-    features = np.stack([window.features.numpy() for window in bar])  # (n, D)
-    write_whole(path, lambda aside: np.save(aside, features))
+
+    def write(aside: Path) -> None:
+        # In the file at once: those of a day would not fit in memory.
+        features = np.lib.format.open_memmap(aside, "w+", np.float32, (len(windows), dim))
+        try:
+            for i, window in enumerate(tqdm(windows, windows.video.name, unit="window", leave=False)):
+                features[i] = window.features
+        except VideoError:
+            aside.unlink()
+            raise
+        features.flush()
+
+    write_whole(path, write)
 
 
 def _shape_of(path: Path) -> tuple[int, ...]:

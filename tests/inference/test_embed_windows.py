@@ -140,8 +140,9 @@ def test_programs_for_action_localisation_read_them(checkpoint, films, tmp_path,
 def test_the_page_leads_from_films_to_the_input_of_actionformer(checkpoint, tmp_path, monkeypatch):
     """The list and the commands that docs/long-videos.md shows, on films that are there."""
     page = (ROOT / "docs" / "long-videos.md").read_text(encoding="utf-8")
-    for name, seed in {"kitchen": 1, "garden": 2, "cellar": 3}.items():
-        write_clip(tmp_path / f"films/{name}.mp4", 400, height=32, width=48, seed=seed, fps=10)
+    seconds = {"kitchen": 40, "garden": 8, "cellar": 10}
+    for name, length in seconds.items():
+        write_clip(tmp_path / f"films/{name}.mp4", 10 * length, height=32, width=48, seed=length, fps=10)
     listed = re.search(r"```\n(video,start,end,label\n.*?)```", page, flags=re.DOTALL)[1]
     (tmp_path / "films/train.csv").write_text(listed)
     (tmp_path / "films/val.csv").write_text("video,start,end,label\ncellar.mp4,3,9,close\n")
@@ -157,7 +158,8 @@ def test_the_page_leads_from_films_to_the_input_of_actionformer(checkpoint, tmp_
     train, val = (actionformer_items(settings, subset) for subset in ("training", "validation"))
     assert {name: item["labels"] for name, item in train.items()} == {"kitchen": [1, 0], "garden": [1]}
     assert val["cellar"]["labels"] == [0]
-    assert all(len(item["features"]) == (1000 - 12) // 4 + 1 for item in [*train.values(), *val.values()])
+    for name, item in {**train, **val}.items():
+        assert len(item["features"]) == (25 * seconds[name] - 12) // 4 + 1
     assert (settings["feat_stride"], settings["num_frames"], settings["default_fps"]) == (4, 12, 25)
 
 
@@ -216,16 +218,21 @@ def test_films_of_one_name(checkpoint, tmp_path):
 def test_bad_videos_are_named_and_the_others_done(checkpoint, tmp_path, capfd):
     bad = bad_files(tmp_path)
     good = write_clip(tmp_path / "other.mp4", 30, seed=5)
-    source = write_list(tmp_path / "list.txt", [(bad["text"],), (bad["empty"],), (bad["truncated"],), (good,)])
-    out = tmp_path / "features"
+    damaged = write_clip(tmp_path / "damaged.mp4", 200, height=96, width=128, g=12, crf=10)
+    content = damaged.read_bytes()
+    place = (content.index(b"mdat") + content.index(b"moov")) // 2
+    damaged.write_bytes(content[:place] + np.random.default_rng(0).bytes(2000) + content[place + 2000 :])
+    bad["damaged"] = damaged  # after some windows
+    names, out = ("text", "empty", "truncated", "damaged"), tmp_path / "features"
+    source = write_list(tmp_path / "list.txt", [*((bad[name],) for name in names), (good,)])
     assert run("embed", source, out, "--model", checkpoint, "--windows") == 1
     printed, err = capfd.readouterr()
-    for name in ("text", "empty", "truncated"):
+    for name in names:
         assert f"everest-hf: error: {bad[name]}: " in err
     assert "for each window of 1 videos" in printed
     assert sorted(os.listdir(out)) == ["annotations.json", "features.json", "other.npy"]
     assert set(read(out)["videos"]) == {"other"}
-    assert [entry["video"] for entry in read(out)["bad"]] == [str(bad[n]) for n in ("text", "empty", "truncated")]
+    assert [entry["video"] for entry in read(out)["bad"]] == [str(bad[name]) for name in names]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
