@@ -108,16 +108,16 @@ class LiveVideo:
     def _decoded(self) -> Iterator[LiveFrame]:
         with _opened(self.source) as container:
             stream = best_stream(container)
-            clock, convert, first = _Clock(waits=_is_file(self.source)), None, None
+            clock, convert, matrix = _Clock(waits=os.path.isfile(self.source)), None, (1, 0, 0, 1)
             for number, frame in enumerate(container.decode(stream)):
                 if self._closed:
                     return
-                if convert is None or first is None:
+                if convert is None:
                     check_pixels(1, frame.height, frame.width, self._max_pixels)
-                    convert, first = rgb_converter(frame.height, frame.width), frame
+                    convert, matrix = rgb_converter(frame.height, frame.width), display_matrix(frame)
                 second = clock.second_of(frame, number, float(stream.average_rate or 0))
                 if number % self._step == 0:
-                    pixels = upright(convert(frame)[None], display_matrix(first))[0]
+                    pixels = upright(convert(frame)[None], matrix)[0]
                     yield LiveFrame(pixels, second, time.monotonic())
 
 
@@ -136,10 +136,6 @@ class _Clock:
         if self._waits:
             time.sleep(max(0.0, self._start + second - now))
         return second
-
-
-def _is_file(source: str) -> bool:
-    return os.path.isfile(source)
 
 
 def _opened(source: str) -> "av.container.InputContainer":

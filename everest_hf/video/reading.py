@@ -136,8 +136,8 @@ class _Video:
         Raises:
             VideoError: as `read`. NotKeptError: as `read_clip`.
         """
-        pixels = self.header.height * self.header.width
-        size = max(1, min(FRAMES_OF_A_BLOCK, PIXELS_OF_A_BLOCK // max(1, pixels)))
+        at_most = min(PIXELS_OF_A_BLOCK, self._max_pixels or PIXELS_OF_A_BLOCK)
+        size = max(1, min(FRAMES_OF_A_BLOCK, at_most // (self.header.height * self.header.width)))
         blocks = [indices[i : i + size] for i in range(0, len(indices), size)]
         if self._runs:  # the file has them in another order
             yield from map(self.read_clip, blocks)

@@ -164,6 +164,10 @@ def test_runs_are_the_frames_of_a_reading(tmp_path, monkeypatch, backend, name):
     runs = list(open_video(path, backend=backend).read_blocks(wanted))
     assert [len(run) for run in runs] == [5, 5, 2]
     assert torch.cat(runs).equal(read_frames(path, wanted, backend=backend))
+    few = list(open_video(path, backend=backend, max_pixels=3 * 48 * 64).read_runs(wanted))
+    assert [len(run) for run in few] == [3, 3, 3, 3]
+    with pytest.raises(VideoError, match=r"1 x 64 x 48 pixels are 3072, more than max_pixels=3071"):
+        next(open_video(path, backend=backend, max_pixels=3071).read_runs(wanted))
 
 
 def test_a_folder_of_frames_has_windows_without_times(models, tmp_path):
