@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .options import (
     PROGRAM,
@@ -23,6 +24,18 @@ from .options import (
 # Formats of a timeline, and of the video that shows it.
 TIMELINE_SUFFIXES, PICTURE_SUFFIXES = (".json", ".csv", ".srt"), (".png", ".jpg", ".pdf", ".svg")
 OVERLAY_SUFFIXES = (".mp4", ".mkv")
+# Options that belong to one of the two uses of the command alone, and what they are where they are not given.
+TIMELINE_OPTIONS = {"stride": None, "threshold": 0.5, "smooth": 0.0}
+LIST_OPTIONS = {
+    "csv": None,
+    "json": False,
+    "views": (1, 1),
+    "data_root": None,
+    "split": None,
+    "video_column": None,
+    "workers": None,
+    "url_schemes": None,
+}
 
 
 def add_parser(commands) -> None:
@@ -64,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     check_inputs([], args.keep_ratio)
     if args.timeline or args.overlay:
         return _run_timeline(args)
+    _refuse(args, TIMELINE_OPTIONS, "is only for --timeline and --overlay")
     table = None if args.csv is None else _checked_table(args.csv)
     opening = decoding_options(args)
     rows = {name: getattr(args, name) for name in ("data_root", "split", "video_column")}
@@ -97,7 +111,6 @@ def _run_timeline(args: argparse.Namespace) -> int:
     inference.check_classifier(name)
     model, processor = inference.load_checkpoint(name, inference.CLASSIFICATION)
     (video,), opening = args.videos, decoding_options(args)
-    opening.pop("url_schemes", None)
     line = inference.timeline(model, processor, video, **timeline_options(args), **opening)
     for out in outs:
         _write_timeline(out, line, args.top_k)
@@ -114,10 +127,9 @@ def _check_timeline(args: argparse.Namespace, outs: list[Path]) -> None:
     if len(args.videos) != 1:
         raise ValueError(f"{len(args.videos)} videos; --timeline and --overlay take one video at a time")
     check_inputs(args.videos, args.keep_ratio)
-    if args.csv or args.json or args.views != (1, 1):
-        raise ValueError(
-            "--csv, --json and --views are not for --timeline and --overlay; --timeline OUT.csv writes a table"
-        )
+    _refuse(
+        args, LIST_OPTIONS, "is not for --timeline and --overlay, which have files of their own and read one video"
+    )
     known = (*TIMELINE_SUFFIXES, *PICTURE_SUFFIXES)
     for out in outs:
         if out.suffix.lower() not in known:
@@ -125,7 +137,15 @@ def _check_timeline(args: argparse.Namespace, outs: list[Path]) -> None:
     if args.overlay and Path(args.overlay).suffix.lower() not in OVERLAY_SUFFIXES:
         raise ValueError(f"{args.overlay}: not a video; expected a name ending in {' or '.join(OVERLAY_SUFFIXES)}")
     for out in [*outs, *([Path(args.overlay)] if args.overlay else [])]:
-        _checked_table(str(out))
+        if _checked_table(str(out)).resolve() == Path(args.videos[0]).resolve():
+            raise ValueError(f"{out}: is the video itself; choose another file")
+
+
+def _refuse(args: argparse.Namespace, defaults: dict[str, Any], why: str) -> None:
+    """Raise a ValueError for an option that is given and would do nothing."""
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def _write_timeline(out: Path, line, top_k: int) -> None:

@@ -42,12 +42,12 @@ def evaluate_few_shot(
 
     model: see `find_features` for its features. train_loader, val_loader: this process's batches of a VideoViews of one
     view that counts unreadable videos: of training, from which labels are drawn, and of validation, which is classified.
-    names: of the classes, None where they are numbers. An unreadable video of training is never drawn; one of validation counts as wrong with
-    count_bad. folder: where figures.json is written, with the figures `others` before these.
+    names: of the classes, None where they are numbers. An unreadable video of training is never drawn; one of validation
+    counts as wrong with count_bad. folder: where figures.json is written, with the figures `others` before these.
 
     Raises:
         ValueError: a video of validation cannot be read and does not count as wrong, or a class has no video to draw.
-            OSError: figures.json cannot be written. The main process raises, the others exit.
+        OSError: figures.json cannot be written. The main process raises all this, the others exit.
     """
     train, bad_train = find_features(accelerator, model, train_loader)
     val, bad_val = find_features(accelerator, model, val_loader)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 from tqdm.auto import tqdm
 
 from ..data import class_names_of
@@ -117,8 +117,10 @@ def true_segments(rows: Dataset) -> list[FoundSegment]:
     """Return the segments of rows of `load_videos`.
 
     Raises:
-        ValueError: a row is no segment in seconds.
+        ValueError: a row is no segment in seconds of a file.
     """
+    if rows.features["video"] != Value("string"):
+        raise ValueError("the videos are not files of their own; a timeline reads whole ones by their paths")
     bounds, names = segments_in(rows), class_names_of(rows)
     if set(bounds) != set(SECONDS) or any(value is None for values in bounds.values() for value in values):
         raise ValueError("each row must be a segment in seconds: columns video, label, start, end")

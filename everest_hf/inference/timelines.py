@@ -1,12 +1,13 @@
 """A classifier's answers over the time of a long video: scores of overlapping windows, and segments made of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..configuration_everest import problem_type_of
 from ..data import source_of
@@ -15,10 +16,12 @@ from ..modeling_everest import EverestForVideoClassification
 from ..video import VideoError
 from .classify import scores_of
 from .sources import WEB
-from .video_windows import windows
+from .video_windows import VideoWindows, WindowOutput, windows
 
 # A segment goes where a better one overlaps it by more than this (intersection over union).
 OVERLAP = 0.5
+# A timeline shows its progress after so many seconds.
+PROGRESS_AFTER = 5
 # Fields of a window in the .json file, rounded to so many digits.
 SECONDS_DIGITS, SCORE_DIGITS = 3, 4
 
@@ -76,13 +79,17 @@ def timeline(
     found = windows(model, processor, video, **reading)
     if found.centers is None:
         raise VideoError(video, "tells no frame rate, so that its windows have no times")
-    logits = torch.stack([window.logits for window in found if window.logits is not None])  # (n, C)
+    logits = torch.stack([window.logits for window in _with_progress(found) if window.logits is not None])  # (n, C)
     edges = edges_of(found.centers, found.num_frames / found.fps)
     width = 2 * max(0, round((smooth * found.fps / found.stride - 1) / 2)) + 1  # windows; odd, so that it has a middle
     scores = smoothed(scores_of(logits, model.config).numpy(), width)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     across = problem_type_of(model.config) == "single_label_classification"
     return Timeline(video, labels, edges, scores, segments_of(scores, edges, labels, threshold, across_classes=across))
+
+
+def _with_progress(found: VideoWindows) -> Iterator[WindowOutput]:
+    return tqdm(found, "timeline", unit="window", leave=False, delay=PROGRESS_AFTER)
 
 
 def check_timeline(model: EverestForVideoClassification, threshold: float, smooth: float) -> None:
@@ -215,7 +222,14 @@ def write_captioned(line: Timeline, out: Path, **opening) -> None:
     def caption_at(seconds: float) -> str:
         return "\n".join(caption(segment) for segment in line.segments if segment.start <= seconds < segment.end)
 
-    write_whole(out, lambda aside: write_overlay(**source, path=aside, caption_at=caption_at, **limits))
+    def write(aside: Path) -> None:
+        try:
+            write_overlay(**source, path=aside, caption_at=caption_at, **limits)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+    write_whole(out, write)
 
 
 def _clock(seconds: float) -> str:

@@ -224,7 +224,9 @@ def test_pictures_of_any_length(tmp_path, seconds):
             "line.doc: cannot tell the format; expected a name ending in .json, .csv, .srt, .png",
         ),
         (["--overlay", "over.avi"], "over.avi: not a video; expected a name ending in .mp4 or .mkv"),
-        (["--timeline", "line.csv", "--csv", "table.csv"], "--csv, --json and --views are not for --timeline"),
+        (["--timeline", "line.csv", "--csv", "table.csv"], "--csv is not for --timeline and --overlay"),
+        (["--overlay", "over.mp4", "--workers", "2"], "--workers is not for --timeline and --overlay"),
+        (["--smooth", "1"], "--smooth is only for --timeline and --overlay"),
         (["other.mp4", "--timeline", "line.csv"], "2 videos; --timeline and --overlay take one video at a time"),
         (["--timeline", "line.csv", "--threshold", "1"], "threshold is 1; it must be above 0 and below 1"),
         (["--timeline", "line.csv", "--smooth", "-1"], "smooth is -1; it must be 0 seconds or more"),
@@ -236,6 +238,13 @@ def test_what_cannot_be_asked_for(checkpoint, clip, tmp_path, monkeypatch, capsy
     assert cli.main(["predict", str(clip), *arguments, "--model", checkpoint]) == 1
     assert message in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_the_video_itself_is_not_overwritten(checkpoint, clip, capsys):
+    before = clip.read_bytes()
+    assert cli.main(["predict", str(clip), "--model", checkpoint, "--overlay", str(clip)]) == 1
+    assert "clip.mp4: is the video itself; choose another file" in capsys.readouterr().err
+    assert clip.read_bytes() == before
 
 
 def test_sound_that_has_no_place_is_named(checkpoint, clip, tmp_path, capsys):
@@ -253,6 +262,7 @@ def test_sound_that_has_no_place_is_named(checkpoint, clip, tmp_path, capsys):
     arguments = ["predict", str(tmp_path / "tta.mkv"), "--model", checkpoint, "--overlay"]
     assert cli.main([*arguments, str(tmp_path / "over.mp4")]) == 1
     assert "has sound (tta) for which .mp4 has no place; a name ending in .mkv may have" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"tta.mkv"}
     assert cli.main([*arguments, str(tmp_path / "over.mkv")]) == 0
 
 
