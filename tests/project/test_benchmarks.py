@@ -253,6 +253,24 @@ def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
     assert printed.count("| 1280x720 H.264 | decord |") == 1
 
 
+@pytest.mark.slow
+def test_loader_scaling_measures_each_way_with_each_number_of_processes(tmp_path):
+    options = ["--scaling", "--videos", "ucf101", "--files", "2", "--seconds", "3", "--workers", "1", "2"]
+    options += ["--clips", "8", "--batch", "2", "--step-ms", "20", "--image-size", "64"]
+    result, printed = result_of("loader.py", tmp_path / "scaling.json", *options)
+    check_facts(result)
+    cells = {(cell["way"], cell["workers"]): cell for cell in result["results"]}
+    ways = list(dict.fromkeys(way for way, _ in cells))
+    assert ways[:4] == ["raw", "prepared", "prepared, frame step", "prepared, frame step, 1 phase"]
+    assert {"raw, decord", "raw, transformers"} <= set(ways)
+    assert set(cells) == {(way, workers) for way in ways for workers in (1, 2)}
+    for cell in cells.values():
+        assert cell["clips_per_second"] > 0
+        assert cell["clips_per_processor_second"] > 0
+        assert 0 <= cell["wait"] < 1
+    assert printed.count("| 320x240 MPEG-4 AVI | ") == len(ways)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -1,0 +1,197 @@
+"""How many clips a second a loader's processes read, and what share of the time a model waits for them.
+
+`python benchmarks/loader.py --scaling` measures, on the same files in the same run: the loader on raw and on prepared
+videos, and data sets that are written as usual with other libraries. Each is read twice by a `DataLoader`, after a first
+time that is not counted: as fast as it can, and with a pause of `--step-ms` after each batch, which stands for a model.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measure
+import psutil
+import torch
+from datasets import Dataset
+from loader_videos import name_of
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+from transformers import VideoMAEVideoProcessor
+from transformers.video_utils import load_video
+
+from everest_hf.data import VideoClips, collate, transforms
+from everest_hf.data.prepare import prepare_videos
+from everest_hf.data.workers import keep_freed_memory
+from everest_hf.video import decoders_of
+from everest_hf.video.decoders import torchcodec_loads
+from everest_hf.video.encoding import Encoding
+
+SAMPLING = {"num_frames": 16, "frame_step": 4}
+SPAN = (SAMPLING["num_frames"] - 1) * SAMPLING["frame_step"] + 1
+# How the videos are prepared, by the name of the way to read them.
+PREPARED = {
+    "prepared": {},
+    "prepared, frame step": {"frame_step": SAMPLING["frame_step"]},
+    "prepared, frame step, 1 phase": {"frame_step": SAMPLING["frame_step"], "phases": 1},
+}
+
+
+# ---------------------------------------------------------------------------------------------------- ways of reading
+
+
+class Clips(torch.utils.data.Dataset):
+    """Clips, as `read` makes them of a path: uint8 or float (T, C, h, w)."""
+
+    def __init__(self, paths: list[Path], read: Callable[[str], torch.Tensor]):
+        self.paths, self.read = paths, read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.read(str(self.paths[index]))
+
+
+def start_of(num_frames: int) -> int:
+    """Draw the first frame of a clip."""
+    return int(torch.randint(max(1, num_frames - SPAN + 1), ()))
+
+
+def indices_of(num_frames: int) -> list[int]:
+    """Draw the frames of a clip."""
+    start = start_of(num_frames)
+    return [min(start + i, num_frames - 1) for i in range(0, SPAN, SAMPLING["frame_step"])]
+
+
+def by_decord(transform: Callable, path: str) -> torch.Tensor:
+    """Read a clip with decord, in a data set as one writes it."""
+    decoder = decoders_of("decord")[0](path)
+    return transform(decoder.read(indices_of(decoder.num_frames)).permute(0, 3, 1, 2)).contiguous()
+
+
+def by_torchcodec(transform: Callable, path: str) -> torch.Tensor:
+    """Read a clip with torchcodec's own sampler."""
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.samplers import clips_at_random_indices
+
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+    step, count = SAMPLING["frame_step"], SAMPLING["num_frames"]
+    clips = clips_at_random_indices(decoder, num_indices_between_frames=step, num_frames_per_clip=count)
+    return transform(clips.data[0]).contiguous()
+
+
+def by_transformers(processor: VideoMAEVideoProcessor, path: str) -> torch.Tensor:
+    """Read a clip with PyAV and a processor of Transformers: the centre crop, normalised."""
+    frames, _ = load_video(
+        path, backend="pyav", sample_indices_fn=lambda metadata, **_: indices_of(metadata.total_num_frames)
+    )
+    return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
+
+
+def ways_of(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict[str, tuple[Any, Callable]]:
+    """Return the data sets of `args.clips` clips, by what the table calls them, and how each makes a batch."""
+    size = (args.image_size, args.image_size)
+    transform = transforms.pretraining_transform(size)
+    stored = {"raw": paths}
+    for name, how in PREPARED.items():
+        made = prepare_videos(paths[0].parent, folder / name, encoding=Encoding(**how), workers=1).made
+        stored[name] = [target for _, target in sorted(made)]
+    ways: dict[str, tuple[Any, Callable]] = {}
+    for name, videos in stored.items():
+        rows = Dataset.from_dict({"video": repeated(list(map(str, videos)), args.clips)})
+        ways[name] = VideoClips(rows, transform, **SAMPLING), collate
+    processor = VideoMAEVideoProcessor(
+        size={"shortest_edge": args.image_size}, crop_size={"height": args.image_size, "width": args.image_size}
+    )
+    others = {"decord": partial(by_decord, transform), "transformers": partial(by_transformers, processor)}
+    if torchcodec_loads():
+        others["torchcodec's sampler"] = partial(by_torchcodec, transform)
+    for name, read in others.items():
+        ways[f"raw, {name}"] = Clips(repeated(paths, args.clips), read), default_collate
+    return ways
+
+
+def repeated(paths: list, count: int) -> list:
+    """Return `count` of the paths, over and over."""
+    return [paths[i % len(paths)] for i in range(count)]
+
+
+# --------------------------------------------------------------------------------------------------------- measurement
+
+
+def measure_scaling(videos: str, paths: list[Path], folder: Path, args: argparse.Namespace, bar: tqdm) -> list[dict]:
+    """Measure each way with each number of processes."""
+    results = []
+    for name, (clips, collate_fn) in ways_of(paths, folder, args).items():
+        for workers in args.workers:
+            bar.set_description(f"{name}, {workers}")
+            figures = figures_of(clips, collate_fn, workers, args)
+            results.append({"videos": videos, "way": name, "workers": workers, **figures})
+            bar.update()
+    return results
+
+
+def figures_of(clips: Any, collate_fn: Callable, workers: int, args: argparse.Namespace) -> dict[str, float]:
+    """Return clips a second of all processes and of the processor, and the share of waiting beside a model."""
+    loader = DataLoader(
+        clips,
+        batch_size=args.batch,
+        num_workers=workers,
+        collate_fn=collate_fn,
+        worker_init_fn=keep_freed_memory,
+        persistent_workers=True,
+    )
+    read(loader, 0)  # headers are read for the first time
+    processes = [psutil.Process(child.pid) for child in loader._iterator._workers]
+    before = sum(map(seconds_of, processes))
+    seconds, _ = read(loader, 0)
+    processor = sum(map(seconds_of, processes)) - before
+    _, wait = read(loader, args.step_ms / 1000)
+    return {
+        "clips_per_second": len(clips) / seconds,
+        "clips_per_processor_second": len(clips) / processor,
+        "wait": wait,
+    }
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """Return the seconds of the processor that a process has had."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def read(batches: Iterable, pause: float) -> tuple[float, float]:
+    """Take all batches with a pause after each; return the seconds, and the share of waiting since the first batch."""
+    start, waited, since = time.perf_counter(), 0.0, None
+    left = iter(batches)
+    while True:
+        asked = time.perf_counter()
+        batch = next(left, None)
+        if batch is None:
+            break
+        waited += time.perf_counter() - asked if since else 0.0
+        since = since or time.perf_counter()
+        time.sleep(pause)
+    end = time.perf_counter()
+    return end - start, waited / (end - since)
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def scaling_table(results: list[dict], args: argparse.Namespace) -> str:
+    """Return the results as a Markdown table."""
+    first, *more = args.workers
+    header = ["videos", "read", "clips/s of a core", f"clips/s, {first} workers", *(str(n) for n in more)]
+    header += [f"waits, {first} workers", *(str(n) for n in more)]
+    ways = dict.fromkeys((result["videos"], result["way"]) for result in results)
+    rows = []
+    for videos, way in ways:
+        found = [result for result in results if (result["videos"], result["way"]) == (videos, way)]
+        core = len(found) / sum(1 / result["clips_per_processor_second"] for result in found)
+        cells = [name_of(videos), way, f"{core:.0f}", *(f"{result['clips_per_second']:.0f}" for result in found)]
+        rows.append([*cells, *(f"{result['wait']:.0%}" for result in found)])
+    return measure.markdown_table(header, rows)
