@@ -118,12 +118,15 @@ class ClipReader:
             VideoError: the video cannot be read.
         """
         generator = torch.Generator().manual_seed(seed_of(seed=self.seed, epoch=epoch, index=index))
-        clips = read_clip(
-            **video_in(row, place, **self.fetching),
-            indices_of=lambda count: self._drawn(count, generator),
-            num_clips=self.num_sample if self.sample_shift else 1,
-            **self.opening,
-        ).split(self.sampling.frames_read)
+        drawn: list[list[int]] = []
+
+        def indices_of(num_video_frames: int) -> list[int]:
+            drawn.extend(self._drawn(num_video_frames, generator))
+            return drawn[0] if len(drawn) == 1 else sorted({i for clip in drawn for i in clip})
+
+        source = video_in(row, place, **self.fetching)
+        frames = read_clip(**source, indices_of=indices_of, **self.opening)
+        clips = [frames] if len(drawn) == 1 else _clips_among(frames, drawn)
         crops, seeds = zip(
             *(self._crop(clips[i % len(clips)], generator) for i in range(self.num_sample)), strict=True
         )
@@ -131,21 +134,36 @@ class ClipReader:
             return {**_item(crops[0], features, row, index), "seed": seeds[0]}
         return {**_item(transforms.stack_clips(crops), features, row, index), "seed": list(seeds)}
 
-    def _drawn(self, num_video_frames: int, generator: torch.Generator) -> list[int]:
-        """Return the frames of the clip, or of each clip, one after another, where they are shifted."""
+    def _drawn(self, num_video_frames: int, generator: torch.Generator) -> list[list[int]]:
+        """Return the frames of the clip of all crops, or of a clip for each, where they are shifted."""
         first = self.sampling.drawn(num_video_frames, generator)
         if not self.sample_shift:
-            return first
+            return [first]
         step = self.sampling.frame_step
         most = min(self.sample_shift, (num_video_frames - 1 - first[-1]) // step)
         shifts = torch.randint(most + 1, (self.num_sample - 1,), generator=generator).tolist()
-        return [i + step * shift for shift in (0, *shifts) for i in first]
+        return [[i + step * shift for i in first] for shift in (0, *shifts)]
 
     def _crop(self, clip: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         # A seed of its own: from the same one, the place of the crop would follow from the choice of frames.
         with transforms.seeded(_draw_seed(generator)):
             crop = self.transform(clip)
         return crop, _draw_seed(generator)
+
+
+def _clips_among(frames: torch.Tensor, drawn: list[list[int]]) -> list[torch.Tensor]:
+    """Return clips (T, C, H, W) of frames (F, C, H, W), which are all that are drawn, once and in order.
+
+    Where a clip's frames follow one another there, it is a view of them.
+    """
+    place_of = {frame: place for place, frame in enumerate(sorted({i for clip in drawn for i in clip}))}
+    places = [[place_of[frame] for frame in clip] for clip in drawn]
+    return [
+        frames[of[0] : of[-1] + 1]
+        if of == list(range(of[0], of[-1] + 1))
+        else frames.movedim(1, -1)[of].movedim(-1, 1)  # channels stay last in memory
+        for of in places
+    ]
 
 
 class VideoClips(torch.utils.data.Dataset):
