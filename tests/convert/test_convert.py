@@ -94,8 +94,9 @@ def official_names(model):
     def layer(new, old):
         copy(f"{new}.norm1", f"{old}.layernorm_before")
         attention = f"{old}.attention.attention"
-        out[f"{new}.attn.q_bias"] = state[f"{attention}.query.bias"]
-        out[f"{new}.attn.v_bias"] = state[f"{attention}.value.bias"]
+        for short, name in (("q_bias", "query.bias"), ("v_bias", "value.bias")):
+            own = short if f"{attention}.{short}" in state else name  # older versions of Transformers name them so too
+            out[f"{new}.attn.{short}"] = state[f"{attention}.{own}"]
         out[f"{new}.attn.qkv.weight"] = torch.cat(
             [state[f"{attention}.{x}.weight"] for x in ("query", "key", "value")]
         )
