@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..modeling_everest import EverestPreTrainedModel
+from ..video_processing_everest import EverestVideoProcessor
 from .slots import Slot, SlotEncoder
 from .video_windows import WindowOutput, checked_windows
 
@@ -21,7 +22,8 @@ class EverestStream:
     Args:
         model: an `EverestForVideoClassification` or `EverestModel` in evaluation mode, without frame selection.
         processor: its `EverestVideoProcessor`.
-        frame_step: as in the processor, whose own is the default. keep_ratio: as in the model's forward.
+        frame_step: as in the processor, whose own is the default.
+        keep_ratio: as in the model's forward.
 
     Raises:
         ValueError: the model cannot do this, or an argument is out of range.
@@ -30,7 +32,7 @@ class EverestStream:
     def __init__(
         self,
         model: EverestPreTrainedModel,
-        processor,
+        processor: EverestVideoProcessor,
         *,
         frame_step: int | None = None,
         keep_ratio: float | None = None,

@@ -12,6 +12,7 @@ import torch
 from ..data import source_of
 from ..modeling_everest import EverestPreTrainedModel
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video
+from ..video_processing_everest import EverestVideoProcessor
 from .classify import WEB
 from .slots import Slot, SlotEncoder
 from .windows import TOLERANCE
@@ -140,7 +141,7 @@ def _resampled(video, fps: float) -> list[int]:
 
 def windows(
     model: EverestPreTrainedModel,
-    processor,
+    processor: EverestVideoProcessor,
     video: str,
     *,
     stride: int | None = None,
@@ -160,12 +161,15 @@ def windows(
 
     Args:
         model: an `EverestForVideoClassification` or `EverestModel` in evaluation mode, without frame selection.
-        processor: its `EverestVideoProcessor`. video: a file, folder of frames, or URL.
+        processor: its `EverestVideoProcessor`.
+        video: a file, folder of frames, or URL.
         stride: frames from a window to the next; by default a quarter of num_frames * frame_step.
         frame_step: as in the processor, whose own is the default.
         fps: frames a second at which the video is read, by default all of its frames. stride and frame_step count these.
-        keep_ratio: as in the model's forward. batch_size: windows at a time.
-        time_limit, max_pixels: see `everest_hf.video.open_video`.
+        keep_ratio: as in the model's forward.
+        batch_size: windows at a time.
+        time_limit: see `everest_hf.video.open_video`.
+        max_pixels: see `everest_hf.video.open_video`.
 
     Raises:
         ValueError: the model cannot do this, or an argument is out of range.

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ..arguments import Parser
-from .recipe import TASK_DEFAULTS, Recipe, YamlLoader, check_names, default_of
+from .recipe import TASK_DEFAULTS, Recipe, check_names, default_of
+from .yaml_files import YamlLoader
 
 
 class OneLineParser(Parser):

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,10 +15,10 @@ import yaml
 from ..configuration_everest import TASKS, EverestConfig, Task
 from ..data.rand_augment import MAX_MAGNITUDE
 from ..data.transforms import AUGMENTATIONS
-from ..files import packaged
 from ..inference.loading import model_folder
 from ..video import BACKENDS, MAX_PIXELS, TIME_LIMIT
 from .names import hint
+from .yaml_files import read_yaml
 
 SINGLE_LABEL = "single_label_classification"
 # In the place of batch_size, until the run has put a number there.
@@ -374,7 +373,7 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
     Raises:
         ValueError: a key is unknown (the nearest valid name is given) or a value has the wrong type or range.
     """
-    values = _read_yaml(path) if path else {}
+    values = read_yaml(path) if path else {}
     options = options or {}
     names = [option.name for option in fields(Recipe)]
     check_names(values, names, str(path))
@@ -393,29 +392,6 @@ def load_recipe(path: str | Path | None = None, options: dict | None = None) -> 
         return Recipe(**merged)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-class YamlLoader(yaml.SafeLoader):
-    """The safe loader, which also reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and makes the other a string."""
-
-
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: str | Path) -> dict:
-    file = Path(path) if Path(path).exists() else packaged(path)
-    file = file if file.is_file() else Path(path)
-    try:
-        values = yaml.load(file.read_text(), YamlLoader)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a readable YAML recipe: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a list of 'name: value' lines")
-    return values
 
 
 def check_names(values: Iterable, names: Sequence[str], where: str) -> None:
