@@ -124,7 +124,7 @@ class Recipe:
         "fast", "Augmentation", "fast (crop, then RandAugment) or release (its order, bicubic)", AUGMENTATIONS
     )
     num_sample: int = _option(1, "Augmentation", "clips cut from a video that is decoded once")
-    sample_shift: int = _option(0, "Augmentation", "sampled frames by which further clips of num_sample begin later")
+    sample_shift: int = _option(0, "Augmentation", "sampled frames from a clip of num_sample to the next")
     erasing: float = _option(0.0, "Augmentation", "probability of random erasing")
     label_smoothing: float = _option(0.0, "Augmentation", "share of the target spread over all classes")
     mixup: float = _option(0.0, "Augmentation", "alpha of mixup (0: off); with cutmix, one of them a batch")
@@ -155,9 +155,7 @@ class Recipe:
     crops: int = _option(3, "Evaluation", "crops a clip in the final evaluation")
     count_bad_as_wrong: bool = _option(False, "Evaluation", "count unreadable videos of val as wrong, do not stop")
 
-    evaluation: str = _option(
-        "views", "Evaluation", "at the end: views, or few_shot (features, with few labels of train)", EVALUATIONS
-    )
+    evaluation: str = _option("views", "Evaluation", "the last one: views, or few_shot (few labels)", EVALUATIONS)
     monitor: str = _option(
         "none", "Evaluation", "in pre-training: none, or knn (top-1 of neighbours on val)", MONITORS
     )
