@@ -157,17 +157,17 @@ def test_a_video_is_read_at_another_rate(models, tmp_path, fps):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.avi", "clip.mkv", "clip.webm"])
-def test_runs_are_the_frames_of_a_reading(tmp_path, monkeypatch, backend, name):
+def test_blocks_are_the_frames_of_a_reading(tmp_path, monkeypatch, backend, name):
     monkeypatch.setattr("everest_hf.video.reading.FRAMES_OF_A_BLOCK", 5)
     path = write_video(tmp_path / name, moving_frames(40, 48, 64), **FORMATS[name])
     wanted = [0, 1, 2, 5, 11, 12, 13, 14, 15, 27, 38, 39]
-    runs = list(open_video(path, backend=backend).read_blocks(wanted))
-    assert [len(run) for run in runs] == [5, 5, 2]
-    assert torch.cat(runs).equal(read_frames(path, wanted, backend=backend))
-    few = list(open_video(path, backend=backend, max_pixels=3 * 48 * 64).read_runs(wanted))
-    assert [len(run) for run in few] == [3, 3, 3, 3]
+    blocks = list(open_video(path, backend=backend).read_blocks(wanted))
+    assert [len(block) for block in blocks] == [5, 5, 2]
+    assert torch.cat(blocks).equal(read_frames(path, wanted, backend=backend))
+    few = list(open_video(path, backend=backend, max_pixels=3 * 48 * 64).read_blocks(wanted))
+    assert [len(block) for block in few] == [3, 3, 3, 3]
     with pytest.raises(VideoError, match=r"1 x 64 x 48 pixels are 3072, more than max_pixels=3071"):
-        next(open_video(path, backend=backend, max_pixels=3071).read_runs(wanted))
+        next(open_video(path, backend=backend, max_pixels=3071).read_blocks(wanted))
 
 
 def test_a_folder_of_frames_has_windows_without_times(models, tmp_path):
