@@ -42,7 +42,7 @@ import measure
 import numpy as np
 import torch
 from datasets import Dataset
-from loader_scaling import PREPARED, SAMPLING, measure_scaling, scaling_table
+from loader_scaling import PREPARED, SAMPLING, measure_scaling, prepare_each, scaling_tables
 from loader_videos import FORMATS, FPS, make_videos, name_of, real_video
 from PIL import Image
 from torchvision.transforms import v2
@@ -294,8 +294,8 @@ def run(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     return results
 
 
-def run_scaling(folder: Path, args: argparse.Namespace) -> list[dict]:
-    """Make the videos, measure all ways of reading them with each number of processes and show the progress."""
+def run_scaling(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Make and prepare the videos, measure all ways of reading them with each number of processes and show the progress."""
     formats = [name for name in args.videos if name in FORMATS]
     sources = measure.in_child_process(make_videos, folder, formats, args.files, args.seconds * FPS)
     if "real" in args.videos and (path := real_video()):
@@ -303,10 +303,11 @@ def run_scaling(folder: Path, args: argparse.Namespace) -> list[dict]:
         (folder / "real" / path.name).symlink_to(path)
         sources["real"] = [folder / "real" / path.name]
     ways = 1 + len(PREPARED) + 2 + torchcodec_loads()
-    results = []
+    results: dict[str, list[dict]] = {"prepared": [], "scaling": []}
     with tqdm(total=len(sources) * ways * len(args.workers), dynamic_ncols=True, unit="way") as bar:
         for name, paths in sources.items():
-            results += measure_scaling(name, paths, folder / f"prepared {name}", args, bar)
+            results["prepared"] += prepare_each(name, paths, folder / f"prepared {name}")
+            results["scaling"] += measure_scaling(name, paths, folder / f"prepared {name}", args, bar)
     return results
 
 
@@ -412,7 +413,7 @@ def main() -> None:
     facts = measure.facts_of_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         results = run_scaling(Path(folder), args) if args.scaling else run(Path(folder), args)
-    measure.report(args, facts, results, scaling_table(results, args) if args.scaling else tables(results))
+    measure.report(args, facts, results, scaling_tables(results, args) if args.scaling else tables(results))
 
 
 if __name__ == "__main__":

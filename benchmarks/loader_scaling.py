@@ -6,6 +6,7 @@ time that is not counted: as fast as it can, and with a pause of `--step-ms` aft
 """
 
 import argparse
+import resource
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,7 +26,7 @@ from transformers.video_utils import load_video
 from everest_hf.data import VideoClips, collate, transforms
 from everest_hf.data.prepare import prepare_videos
 from everest_hf.data.workers import keep_freed_memory
-from everest_hf.video import decoders_of
+from everest_hf.video import decoders_of, probe, read_frames
 from everest_hf.video.decoders import torchcodec_loads
 from everest_hf.video.encoding import Encoding
 
@@ -95,10 +96,7 @@ def ways_of(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict[s
     """Return the data sets of `args.clips` clips, by what the table calls them, and how each makes a batch."""
     size = (args.image_size, args.image_size)
     transform = transforms.pretraining_transform(size)
-    stored = {"raw": paths}
-    for name, how in PREPARED.items():
-        made = prepare_videos(paths[0].parent, folder / name, encoding=Encoding(**how), workers=1).made
-        stored[name] = [target for _, target in sorted(made)]
+    stored = {"raw": paths, **{name: sorted((folder / name).iterdir()) for name in PREPARED}}
     ways: dict[str, tuple[Any, Callable]] = {}
     for name, videos in stored.items():
         rows = Dataset.from_dict({"video": repeated(list(map(str, videos)), args.clips)})
@@ -120,6 +118,48 @@ def repeated(paths: list, count: int) -> list:
 
 
 # --------------------------------------------------------------------------------------------------------- measurement
+
+
+def prepare_each(videos: str, paths: list[Path], folder: Path) -> list[dict]:
+    """Prepare the videos in each way; return what that takes, and how alike the frames stay."""
+    results = []
+    for name, how in PREPARED.items():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        made = sorted(prepare_videos(paths[0].parent, folder / name, encoding=Encoding(**how), workers=1).made)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        sizes = [sum(path.stat().st_size for path in each) for each in (paths, [target for _, target in made])]
+        results.append(
+            {
+                "videos": videos,
+                "way": name,
+                "bytes": sizes[1] / sizes[0],
+                "megabytes_per_1000": sizes[1] / len(paths) / 1000,
+                "processor_seconds_per_1000": (
+                    1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(paths)
+                ),
+                "ssim": sum(similarity(path, target) for path, (_, target) in zip(paths, made, strict=True))
+                / len(paths),
+            }
+        )
+    return results
+
+
+def similarity(source: Path, target: Path) -> float:
+    """Return the mean structural similarity (SSIM) of some frames that both have, NaN where the sizes differ.
+
+    It is that of luma in blocks of 8 x 8. Source: Wang et al. 2004, Image Quality Assessment.
+    """
+    places = range(0, probe(source).num_frames, 8 * SAMPLING["frame_step"])
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    both = [read_frames(path, places).float() @ luma for path in (source, target)]  # (T, H, W)
+    if both[0].shape != both[1].shape:
+        return float("nan")
+    a, b = (frames.unfold(1, 8, 8).unfold(2, 8, 8).flatten(3) for frames in both)  # (T, h, w, 64)
+    (var_a, mean_a), (var_b, mean_b) = (torch.var_mean(blocks, -1, correction=0) for blocks in (a, b))
+    covariance = (a * b).mean(-1) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    alike = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (alike / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean().item()
 
 
 def measure_scaling(videos: str, paths: list[Path], folder: Path, args: argparse.Namespace, bar: tqdm) -> list[dict]:
@@ -182,8 +222,25 @@ def read(batches: Iterable, pause: float) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
+def scaling_tables(results: dict[str, list[dict]], args: argparse.Namespace) -> str:
+    """Return the results as Markdown tables."""
+    header = ["videos", "prepared", "bytes, x source", "MB for 1,000", "s of a core for 1,000", "SSIM"]
+    rows = [
+        [
+            name_of(row["videos"]),
+            row["way"],
+            f"{row['bytes']:.2f}",
+            f"{row['megabytes_per_1000']:.0f}",
+            f"{row['processor_seconds_per_1000']:.0f}",
+            f"{row['ssim']:.3f}",
+        ]
+        for row in results["prepared"]
+    ]
+    return f"{measure.markdown_table(header, rows)}\n\n{scaling_table(results['scaling'], args)}"
+
+
 def scaling_table(results: list[dict], args: argparse.Namespace) -> str:
-    """Return the results as a Markdown table."""
+    """Return clips a second and shares of waiting as a Markdown table."""
     first, *more = args.workers
     header = ["videos", "read", "clips/s of a core", f"clips/s, {first} workers", *(str(n) for n in more)]
     header += [f"waits, {first} workers", *(str(n) for n in more)]

@@ -35,14 +35,14 @@ def add_parser(commands) -> None:
         "--frame-step",
         type=int,
         metavar="N",
-        help="write runs of every N-th frame, for clips of this frame_step: read about twice as fast, larger [1: in order]",
+        help="write N phases of every N-th frame, for clips of this frame_step: read faster, larger [1: in order]",
     )
     parser.add_argument(
         "--phases",
         choices=("all", "1"),
-        help="of these N runs, all, or 1 for an N-th of the size, without the rest [all]",
+        help="of these N phases, keep all, or 1: about an N-th of the size, without the other frames [all]",
     )
-    parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16, in runs 4]")
+    parser.add_argument("--gop", type=int, metavar="FRAMES", help="from key frame to key frame [16, in phases 4]")
     parser.add_argument("--shards", type=int, metavar="N", help="write N parquet files of many videos, to be streamed")
     add_shard_option(parser, "make this part alone, as one of N processes; then run without it once [all]")
     parser.add_argument("--crf", type=int, metavar="N", help="quality: lower is better and larger [20]")

@@ -76,7 +76,7 @@ def even_frames(source: str | bytes, name: str, max_pixels: int = MAX_PIXELS) ->
         with demuxer(source) as (container, stream):
             check_pixels(1, stream.codec_context.height, stream.codec_context.width, max_pixels)
             if runs_of(container):
-                raise ValueError("its frames are in runs (prepare --frame-step); prepare its source")
+                raise ValueError("its frames are in phases (prepare --frame-step); prepare its source")
             # Annotated as another class from one version of PyAV to the next.
             rate: Any = stream.average_rate or DEFAULT_FPS
             time_base = 1 / Fraction(rate).limit_denominator(1001)

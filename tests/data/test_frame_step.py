@@ -169,7 +169,7 @@ def test_a_file_that_was_cut_since_is_refused(prepared, tmp_path):
         open_video(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="has 60 of the"):
         SequentialVideo(str(tmp_path / "a.mp4"))
-    assert "its frames are in runs" in str(prepare_videos(made.parent, tmp_path / "out", workers=1).bad[0])
+    assert "its frames are in phases" in str(prepare_videos(made.parent, tmp_path / "out", workers=1).bad[0])
 
 
 def test_the_command_and_what_check_data_shows(source, tmp_path, capsys):

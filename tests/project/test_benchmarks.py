@@ -259,7 +259,7 @@ def test_loader_scaling_measures_each_way_with_each_number_of_processes(tmp_path
     options += ["--clips", "8", "--batch", "2", "--step-ms", "20", "--image-size", "64"]
     result, printed = result_of("loader.py", tmp_path / "scaling.json", *options)
     check_facts(result)
-    cells = {(cell["way"], cell["workers"]): cell for cell in result["results"]}
+    cells = {(cell["way"], cell["workers"]): cell for cell in result["results"]["scaling"]}
     ways = list(dict.fromkeys(way for way, _ in cells))
     assert ways[:4] == ["raw", "prepared", "prepared, frame step", "prepared, frame step, 1 phase"]
     assert {"raw, decord", "raw, transformers"} <= set(ways)
@@ -268,7 +268,12 @@ def test_loader_scaling_measures_each_way_with_each_number_of_processes(tmp_path
         assert cell["clips_per_second"] > 0
         assert cell["clips_per_processor_second"] > 0
         assert 0 <= cell["wait"] < 1
-    assert printed.count("| 320x240 MPEG-4 AVI | ") == len(ways)
+    prepared = {cell["way"]: cell for cell in result["results"]["prepared"]}
+    assert list(prepared) == ways[1:4]
+    assert all(0.8 < cell["ssim"] < 1 and cell["processor_seconds_per_1000"] > 0 for cell in prepared.values())
+    sizes = [cell["bytes"] for cell in prepared.values()]
+    assert sizes[2] < sizes[0] < sizes[1]
+    assert printed.count("| 320x240 MPEG-4 AVI | ") == len(ways) + len(prepared)
 
 
 @pytest.mark.parametrize(
