@@ -80,9 +80,9 @@ class ClipReader:
     Args:
         transform: clip uint8 (T, C, H, W) -> clip uint8 (T, C, h, w). Its attribute `short_side`, if it has one, is the
             most that it can use of a frame's; see `everest_hf.video.open_video`.
-        seed: that of the run. num_sample: crops of a video. sample_shift: by how many sampled frames those after the
-            first may begin later than it, each by a number that is drawn; they share what they have in common. backend, time_limit, max_pixels: see
-            `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
+        seed: that of the run. num_sample: crops of a video. sample_shift: all but the first are of clips that begin later
+            by a number of sampled frames that is drawn, at most this one; frames that they share are decoded once.
+        backend, time_limit, max_pixels: see `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
         sampling: the fields of `Sampling`, num_frames and so on.
     """
 

@@ -1,4 +1,4 @@
-"""Prepared videos as parquet files of many, for sets that are larger than a disk: written, resumed and divided by file."""
+"""Prepared videos in parquet files, many in each, for sets that are larger than a disk."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def pack_videos(
     The order of the videos is random, the same each time. A file has the columns video {"bytes", "path"} and label,
     where there are labels. It appears when it is whole; called again, the function keeps what was made of the same
     videos in the same way. shard: (i, n) writes the files i, i + n … alone, so that n processes, on machines that share
-    `out`, write all. Beside the files, a process needs room for the videos of one of them.
+    `out`, write all. Beside the files, a process needs room for the single videos that one file is made of.
 
     The other arguments, and what is raised, are those of `prepare_videos`.
 

@@ -94,9 +94,10 @@ def prepare_videos(
     A file has its name when it is whole, and its metadata say what it was made from and how. Called again, the
     function keeps what was made from the same file in the same way. Videos that cannot be read are in the result, and
     missing in the list. shard: (i, n) makes the i-th of n parts of the videos, and no list, so that n processes, on
-    machines that share `out`, make all; a call without it then makes what is missing, and the list. `workers` processes run at a time, by default one a core; time_limit: seconds after which one
-    that decodes no further frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`.
-    url_schemes: see `everest_hf.data.source_of`.
+    machines that share `out`, make all; a call without it then makes what is missing, and the list.
+
+    `workers` processes run at a time, by default one a core; time_limit: seconds after which one that decodes no further
+    frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
 
     Raises:
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.

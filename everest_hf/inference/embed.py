@@ -66,7 +66,7 @@ def embed_videos(
     `out` appears when it is whole. Until then finished parts lie beside it, in the folder .partial-<name>, and the
     same call goes on from there. `num_workers` processes decode, by default one a core. shard: (i, n) makes the i-th of
     every n parts and not `out`, so that n processes, on machines that share the folder, make all; a call without it then
-    makes what is missing, and `out`. Of a part, the videos that cannot be read are those of its parts.
+    makes what is missing, and `out`.
 
     Raises:
         ValueError: the suffix is unknown, or the parts beside `out` belong to another model, other videos or settings.
