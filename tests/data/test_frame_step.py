@@ -70,6 +70,19 @@ def test_frames_are_those_of_the_source_by_its_numbers(source, prepared, frame_s
     assert numbers(read_frames(target, few, backend=backend)) == [kept[i] for i in few]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blocks_of_frames_come_in_the_order_of_the_source(prepared, backend):
+    wanted = list(range(1, 80, 2))
+    blocks = list(open_video(prepared(4), backend=backend).read_blocks(wanted))
+    assert len(blocks) > 1
+    assert numbers(torch.cat(blocks)) == wanted
+    assert numbers(torch.cat(list(open_video(prepared(4, 1), backend=backend).read_blocks(range(0, 80, 4))))) == list(
+        range(0, 80, 4)
+    )
+    with pytest.raises(NotKeptError, match="frame_step be a multiple of 4"):
+        list(open_video(prepared(4, 1), backend=backend).read_blocks(wanted))
+
+
 @pytest.mark.parametrize("phases", [None, 1])
 def test_times_are_those_of_the_source(prepared, phases):
     target = prepared(4, phases)

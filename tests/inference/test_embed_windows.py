@@ -298,7 +298,7 @@ def test_what_is_wrong_is_said_before_anything_is_computed(checkpoint, films, tm
             "--windows",
             "--views",
             "2x3",
-        ): "--workers and --views have no meaning with --windows",
+        ): "--workers, --views and --shard have no meaning with --windows",
         (tmp_path / "x", *model, "--windows", "--stride", 0): "stride is 0; it must be a positive integer",
     }.items():
         assert run("embed", films, *arguments) == 1
