@@ -19,6 +19,8 @@ from .errors import VideoError
 DARK, BRIGHT, GREY = 24, 235, 128
 # A line of text is as high as this share of the shorter side, in pixels at least MIN_FONT.
 FONT_SHARE, MIN_FONT = 1 / 16, 9
+# Containers whose times are those of decoding, so that a decoder gives frames that are reordered wrong ones.
+WITHOUT_TIMES = ("avi",)
 
 
 def write_overlay(
@@ -64,8 +66,7 @@ def _copy_of(sound: av.AudioStream, out: av.container.OutputContainer, path: Pat
 
 
 def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
-    place, first, waiting = -1, None, []  # place: when a frame is shown, in the stream's unit of time
-    length = max(1, round(1 / (stream.average_rate or DEFAULT_FPS) / stream.time_base))  # of a frame
+    first, place, waiting = None, None, []
     for packet in container.demux(stream, *sounds):
         if packet.stream.index in copies:
             if packet.dts is not None:  # the last one of a stream is empty
@@ -73,11 +74,10 @@ def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
                 waiting.append(packet)
         else:
             for frame in map(upright, packet.decode()):
+                place = _place_of(frame, stream, place, has_times=container.format.name not in WITHOUT_TIMES)
                 if first is None:
-                    place, first = frame.pts or 0, frame.pts or 0
+                    first = place
                     _set_up(video, stream, frame)
-                else:  # some containers leave times out
-                    place = place + length if frame.pts is None else frame.pts
                 captioned = _captioned(frame, caption_at(float((place - first) * stream.time_base)))
                 captioned.pts, captioned.time_base = place, stream.time_base
                 out.mux(video.encode(captioned))
@@ -87,6 +87,14 @@ def _write(container, stream, sounds, out, video, copies, caption_at) -> None:
     if first is None:
         raise ValueError("it has no frame")
     out.mux(video.encode())
+
+
+def _place_of(frame: av.VideoFrame, stream: av.VideoStream, last: int | None, *, has_times: bool) -> int:
+    """Return when a frame is shown, in the stream's unit of time: after the last one, where the file does not tell."""
+    if has_times and frame.pts is not None and (last is None or frame.pts > last):
+        return frame.pts
+    length: Any = 1 / (stream.average_rate or DEFAULT_FPS) / stream.time_base  # type: ignore[operator]  # it has one
+    return 0 if last is None else last + max(1, round(length))
 
 
 def _set_up(video: Any, source: av.VideoStream, frame: av.VideoFrame) -> None:

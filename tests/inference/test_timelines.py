@@ -17,6 +17,7 @@ import everest_hf
 from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli
 from everest_hf.inference import load_checkpoint, timeline
 from everest_hf.inference.timelines import edges_of, segments_of, smoothed
+from everest_hf.video.overlay import write_overlay
 from everest_hf.visualize import draw_timeline
 from everest_hf.visualize.timeline import COLUMNS, _columns
 
@@ -191,6 +192,15 @@ def test_a_video_that_is_turned_stays_upright_and_has_no_sound(checkpoint, tmp_p
         assert (made.streams.video[0].width, made.streams.video[0].height) == (32, 64)
         assert not made.streams.audio
         assert sum(1 for _ in made.decode(video=0)) == 30
+
+
+def test_frames_without_times_of_their_own_follow_each_other(tmp_path):
+    """In .avi with B-frames, packets have no times of showing, so that a decoder cannot tell those of all frames."""
+    path = write_video(tmp_path / "clip.avi", moving_frames(30, 48, 80), bf=2)
+    write_overlay(str(path), "clip.avi", tmp_path / "over.mp4", lambda seconds: f"{seconds:.2f}")
+    with av.open(str(tmp_path / "over.mp4")) as made:
+        times = [frame.time for frame in made.decode(video=0)]
+    assert np.diff(times) == pytest.approx(np.full(29, 1 / 25), abs=1e-3)
 
 
 # ------------------------------------------------------------------ pictures
