@@ -1,7 +1,6 @@
 """Features judged by classifiers that see few labels a class."""
 
 import json
-import math
 import statistics
 
 import pytest
@@ -10,7 +9,6 @@ import yaml
 from helpers.commands import log_of, train, train_on
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import moving_frames, write_video
-from scipy.optimize import brentq
 
 from everest_hf import EverestForPreTraining
 from everest_hf.evaluation import few_shot
@@ -144,29 +142,6 @@ def test_draws_have_as_many_videos_of_each_class_and_repeat_with_the_seed():
     assert len({str(drawn[:, :1].tolist()) for drawn in draws}) > 3
     assert all(map(torch.equal, draws, few_shot.draw_videos(labels, 10, seed=3)))
     assert not all(map(torch.equal, draws, few_shot.draw_videos(labels, 10, seed=4)))
-
-
-def test_logistic_regression_by_hand():
-    """Videos at 3 and 5, of one class each. By symmetry the weights are -w and w, and the bias puts the border at 4.
-
-    With logits -w (x - 4) and w (x - 4) the loss of each video is log(1 + exp(-2w)), so the objective is
-    2 log(1 + exp(-2w)) + w^2, and its minimum where w = 2 / (1 + exp(2w)).
-    """
-    w = brentq(lambda w: w - 2 / (1 + math.exp(2 * w)), 0, 2)
-    weight, bias = few_shot.logistic_regression(torch.tensor([[3.0], [5.0]]).double(), torch.tensor([0, 1]))
-    assert weight.flatten().tolist() == pytest.approx([-w, w], abs=1e-4)
-    assert bias.tolist() == pytest.approx([4 * w, -4 * w], abs=1e-4)
-
-
-def test_logistic_regression_is_at_the_minimum():
-    """The gradient by its formula: X^T (softmax - one-hot) + W, and no penalty on the bias. Features of far-off mean."""
-    torch.manual_seed(0)
-    labels = torch.arange(4).repeat(6)
-    features = torch.randn(24, 50).double() + 30 + labels[:, None]
-    weight, bias = few_shot.logistic_regression(features, labels)
-    errors = (features @ weight.T + bias).softmax(dim=1) - torch.nn.functional.one_hot(labels)
-    assert errors.sum(dim=0).abs().max() < 1e-3
-    assert (errors.T @ features + weight).abs().max() < 1e-2
 
 
 def test_figures_are_means_and_spreads_over_draws():
