@@ -1,4 +1,4 @@
-"""A page to try a classifier on: drop a video, drag the keep ratio, see labels and kept tokens. Also a Space.
+"""A page to try a classifier on: drop a video, drag the keep ratio, see labels, kept tokens and a timeline. Also a Space.
 
     pip install -e ".[demo]"
     python app.py                      the newest finished run below ./runs
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import torch
 
 from everest_hf.cost import clip_cost
@@ -33,10 +34,11 @@ from everest_hf.inference import (
     to_uint8,
     top_labels,
 )
-from everest_hf.video import probe
+from everest_hf.inference.timelines import timeline
+from everest_hf.video import open_video, probe
 from everest_hf.video.encoding import Encoding, even_frames, transcode
 from everest_hf.video.isolation import Overdue, call_within
-from everest_hf.visualize import frame_titles, kept_token_panels, write_animation
+from everest_hf.visualize import draw_timeline, frame_titles, kept_token_panels, write_animation
 
 LARGEST_FILE = 200 * 2**20  # bytes
 # Seconds that a request may take, and how many may wait for their turn.
@@ -47,6 +49,9 @@ CACHE_SECONDS = (600, 3600)
 PLAYED = {(".mp4", "h264"), (".m4v", "h264"), *((".webm", codec) for codec in ("vp8", "vp9", "av1"))}
 SHOWN = Encoding(short_side=360)
 SHOWN_LABELS = 5
+# Windows of a timeline at most: of long videos, the distance between them grows.
+MOST_WINDOWS = 120
+NOTHING_CHOSEN = "Choose a video first."
 # Rounds of a measurement: the first do not count; then come at least and at most so many, fewer once this time is up.
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 1, 3, 10, 2.0
 
@@ -66,7 +71,7 @@ class Demo:
         """
         with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
             if video is None:
-                yield None, None, None, "Choose a video first."
+                yield None, None, None, NOTHING_CHOSEN
                 return
             result, message = _answer(video, self._classify, video, keep_ratio, Path(folder))
             yield result or (None, None, None, message)
@@ -77,6 +82,28 @@ class Demo:
         animation = self._animation(window, sparse, folder)
         figures = f"{_looked_at(window)}\n\n{_table(sparse, dense)}"
         return self._labels(sparse), self._labels(dense), animation, figures
+
+    def over_time(self, video: str | None, keep_ratio: float) -> Iterator[tuple]:
+        """Yield once: a picture of the classes over the video's time, its segments as rows, no frame, and a message."""
+        with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
+            if video is None:
+                yield None, None, None, NOTHING_CHOSEN
+                return
+            result, message = _answer(video, self._over_time, video, keep_ratio, Path(folder))
+            yield result or (None, None, None, message)
+
+    def _over_time(self, video: str, keep_ratio: float, folder: Path) -> tuple:
+        stride = max(self.model.config.tubelet_size, probe(video).num_frames // MOST_WINDOWS)
+        found = timeline(self.model, self.processor, video, keep_ratio=keep_ratio, stride=stride)
+        path = folder / "timeline.png"
+        draw_timeline(found.labels, found.edges, found.scores, found.segments, path)
+        rows = [[round(s.start, 2), round(s.end, 2), s.label, round(s.score, 2)] for s in found.segments]
+        return (
+            str(path),
+            rows,
+            None,
+            "Choose a segment to see its middle frame." if rows else "No class is seen for sure.",
+        )
 
     @torch.inference_mode()
     def _measure(self, pixel_values: torch.Tensor, keep_ratios: tuple[float, ...]) -> list[dict]:
@@ -129,6 +156,14 @@ class Demo:
         return str(path)
 
 
+def frame_of(video: str, event: gr.SelectData) -> np.ndarray:
+    """Return the frame (H, W, C) in the middle of the segment whose row was chosen."""
+    start, end, *_ = event.row_value
+    opened = open_video(video)
+    middle = min(round((start + end) / 2 * opened.fps), opened.num_frames - 1)
+    return opened.read([middle])[0].numpy()
+
+
 def show(video: str | None) -> Iterator[tuple[str | None, str]]:
     """Yield once the path of a copy of `video` that browsers play, and a message, which is empty unless it failed."""
     with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
@@ -145,7 +180,7 @@ def _playable(video: str, folder: Path) -> str:
         if time.monotonic() - start > REQUEST_SECONDS:
             raise Overdue  # nobody waits any more
 
-    transcode(even_frames(video, video), path, "", SHOWN, check_time)
+    transcode(even_frames(video, video), path, {}, SHOWN, check_time)
     return str(path)
 
 
@@ -205,6 +240,7 @@ def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
                 shown = gr.Video(show_label=False, interactive=False)
                 keep_ratio = gr.Slider(0.05, 1.0, value=ratio, step=0.05, label="Keep ratio")
                 button = gr.Button("Classify", variant="primary")
+                over_time = gr.Button("Timeline")
                 if examples:
                     gr.Examples([[path] for path in examples.values()], [video], example_labels=list(examples))
             with gr.Column():
@@ -214,6 +250,18 @@ def build_page(demo: Demo, examples: dict[str, str]) -> gr.Blocks:
                 figures = gr.Markdown()
         gr.Markdown("### Kept tokens and motion scores")
         kept = gr.Video(show_label=False, autoplay=True, loop=True)
+        with gr.Column(visible=False) as later:
+            gr.Markdown("### Classes over time")
+            drawn = gr.Image(show_label=False, interactive=False)
+            message = gr.Markdown()
+            with gr.Row():
+                columns = ["from (s)", "to (s)", "class", "score"]
+                segments = gr.Dataframe(headers=columns, interactive=False, type="array", show_label=False)
+                frame = gr.Image(show_label=False, interactive=False)
+        over_time.click(lambda: gr.Column(visible=True), None, later).then(
+            demo.over_time, [video, keep_ratio], [drawn, segments, frame, message]
+        )
+        segments.select(frame_of, video, frame)
         video.change(show, video, [shown, figures])
         inputs, outputs = [video, keep_ratio], [sparse, dense, kept, figures]
         button.click(demo.run, inputs, outputs)

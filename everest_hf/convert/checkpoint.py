@@ -282,7 +282,7 @@ class ConversionReport:
             "input": self._input(),
             "tokens": self._tokens(),
             "weights": f"{self.parameters:,} parameters ({self.dtype}) in {self.tensors} tensors, all from the source",
-            "computed again": ", ".join(self.tables),
+            "recomputed": ", ".join(self.tables),
             "set aside": ", ".join(self.set_aside),
             "assumed": ", ".join(f"{name}={value}" for name, value in self.assumed.items()),
             "written": self.out,

@@ -1,6 +1,7 @@
 """`everest-hf train`: the same run as by train_accelerate.py, on one process or several, and its exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -25,6 +26,17 @@ def place(tmp_path_factory):
     write_class_folders(folder / "videos", videos_per_class=2)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     return folder
+
+
+@pytest.fixture
+def own_signals():
+    """What signals did before: the launcher of several processes puts handlers of its own in their place."""
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:
@@ -68,7 +80,9 @@ def test_several_processes_share_the_batch_and_an_error_is_one_line_and_its_exit
     assert line.startswith("error: step 2 is not finite")
 
 
-def test_the_exit_code_is_of_a_process_that_failed_and_not_of_one_that_was_stopped_for_it(tmp_path, monkeypatch):
+def test_the_exit_code_is_of_a_process_that_failed_and_not_of_one_that_was_stopped_for_it(
+    tmp_path, monkeypatch, own_signals
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "script.py").write_text(
         "import json, os, sys, time\n"
@@ -162,7 +176,7 @@ def test_help_has_the_options_of_recipe_and_processes(capsys):
         assert words in text
 
 
-def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, monkeypatch, capfd):
+def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, monkeypatch, capfd, own_signals):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "script.py").write_text(

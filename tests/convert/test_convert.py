@@ -608,7 +608,7 @@ def test_position_tables_are_recognised(tmp_path, classifier):
     torch.save({"model": {**state, "pos_embed": sincos_table(NUM_TOKENS, 32)[None]}}, path)
     report = convert_checkpoint(path, tmp_path / "out", **UNTOLD)
     assert report.tables == ["pos_embed"]
-    assert "computed again pos_embed" in str(report)
+    assert "recomputed    pos_embed" in str(report)
     torch.save({"model": {**state, "pos_embed": torch.randn(1, NUM_TOKENS, 32)}}, path)
     assert "pos_embed is a learned position table" in message_of(path, **UNTOLD)
 

@@ -44,9 +44,12 @@ def folder(tmp_path_factory):
     """A folder with a checkpoint, two clips and a file that is not a video."""
     folder = tmp_path_factory.mktemp("demo")
     config = tiny_config(id2label={i: f"class {i}" for i in range(5)}, label2id={f"class {i}": i for i in range(5)})
-    EverestForVideoClassification(config).save_pretrained(folder / "model")
+    model = EverestForVideoClassification(config)
+    model.classifier.bias.data[0] = 4.0  # so that a timeline has a segment
+    model.save_pretrained(folder / "model")
     EverestVideoProcessor.from_config(config, frame_step=1).save_pretrained(folder / "model")
     write_clip(folder / "upload.mp4", num_frames=20)
+    write_clip(folder / "long.mp4", num_frames=60)
     write_clip(folder / "upload.avi", num_frames=20, codec="mpeg4")  # as those of UCF101 and HMDB51
     (folder / "tmp").mkdir()
     write_clip(folder / "examples" / "moving.mp4", num_frames=20, seed=1)
@@ -145,6 +148,20 @@ def test_upload_classify_and_move_the_slider(page, folder):
     kept.scroll_into_view_if_needed()
     assert kept.evaluate("video => video.videoWidth") > 3 * 40  # it plays: panels side by side
     page.screenshot(path=os.environ.get("EVEREST_SCREENSHOT", folder / "page.png"), full_page=True)
+
+
+def test_a_timeline_shows_segments_and_a_frame_of_the_chosen_one(page, folder):
+    page.locator("input[type=file]").first.set_input_files(folder / "long.mp4")
+    page.locator("video").first.wait_for()
+    page.get_by_role("button", name="Timeline").click()
+    page.get_by_text("Choose a segment").wait_for()
+    pictures = page.locator(".image-frame img")
+    assert pictures.count() == 1  # the frame is not chosen yet
+    page.get_by_text("class 0", exact=True).locator("visible=true").last.click()
+    pictures.nth(1).wait_for()
+    width = pictures.last.evaluate("async image => { await image.decode(); return image.naturalWidth; }")
+    assert width == probe(folder / "long.mp4").width
+    page.screenshot(path=os.environ.get("EVEREST_SCREENSHOT_TIMELINE", folder / "timeline.png"), full_page=True)
 
 
 def test_nothing_is_wider_than_a_telephone(browser, address, folder):
