@@ -1,4 +1,4 @@
-"""A page to try a classifier on: drop a video, drag the keep ratio, see labels, kept tokens and a timeline. Also a Space.
+"""A page to try a classifier on: a video, its labels, kept tokens and timeline at any keep ratio. Also a Space.
 
     pip install -e ".[demo]"
     python app.py                      the newest finished run below ./runs

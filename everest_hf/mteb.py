@@ -51,8 +51,8 @@ def model_meta(checkpoint: str | Path) -> ModelMeta:
 
     >>> mteb.evaluate(model_meta("runs/pretrain"), mteb.get_tasks(["HMDB51Clustering"]))  # doctest: +SKIP
 
-    The name of a folder is "everest_hf/" and its last part. What only its maker knows (licence, training data, date) is None;
-    `model_meta(...).model_copy(update={...})` says it.
+    The name of a folder is "everest_hf/" and its last part. What only its maker knows (licence, training data, date) is
+    None; `model_meta(...).model_copy(update={...})` says it.
 
     Raises:
         ValueError: there is no such checkpoint.

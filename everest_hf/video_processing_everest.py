@@ -156,9 +156,10 @@ class EverestVideoProcessorKwargs(VideosKwargs, total=False):
 class EverestVideoProcessor(BaseVideoProcessor):
     """Turn videos into `pixel_values` (B, T, C, H, W), float, ImageNet-normalised.
 
-    Takes a path (where everest_hf is installed, of a folder of frames too) or URL, or a video as an array (T, H, W, C) or (T, C, H, W), or a list of either. The frames of the
-    centre clip are sampled, scaled to just cover `size` (bilinear, antialiased) and cropped in the centre. Where `size`
-    is given as height and width, it is the size of the crop too, unless `crop_size` is given.
+    Takes a path (where everest_hf is installed, of a folder of frames too) or URL, or a video as an array (T, H, W, C)
+    or (T, C, H, W), or a list of either. The frames of the centre clip are sampled, scaled to just cover `size`
+    (bilinear, antialiased) and cropped in the centre. Where `size` is given as height and width, it is the size of the
+    crop too, unless `crop_size` is given.
     An array that has exactly as many frames as the model takes is a clip already and is not sampled again.
 
     Beside the fields of every video processor it has num_frames (of a clip), num_input_frames (candidates of frame

@@ -97,7 +97,8 @@ def prepare_videos(
     machines that share `out`, make all; a call without it then makes what is missing, and the list.
 
     `workers` processes run at a time, by default one a core; time_limit: seconds after which one that decodes no further
-    frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`. url_schemes: see `everest_hf.data.source_of`.
+    frame counts as hung (0: never). max_pixels: of a frame, see `everest_hf.video.open_video`. url_schemes: see
+    `everest_hf.data.source_of`.
 
     Raises:
         FileNotFoundError, ValueError: the source is not one; `out` lies in it, or a file of it would be overwritten.

@@ -45,7 +45,8 @@ def load_videos(
       contain blanks; csv or tsv, whose first line names the columns or is a video and its label; json or jsonl. A label
       is an integer or a class name. Relative paths start at `data_root`, by default at the list's own folder;
     - a folder with metadata.csv, .jsonl or .parquet, whose column file_name names its videos;
-    - a folder with a folder of videos (files, or folders of frames) for each class, links followed; `split` then names a sub-folder such as "train";
+    - a folder with a folder of videos (files, or folders of frames) for each class, links followed; `split` then names a
+      sub-folder such as "train";
     - a data set (see `everest_hf.data.tables`): parquet, arrow or webdataset .tar files by path or pattern, a
       folder of them, a folder of `save_to_disk`, or a name on the Hub, "owner/name" or "owner/name:config". `split`
       is needed where there are several, `video_column` and `label_column` where the columns are not told by their

@@ -112,9 +112,9 @@ def few_shot_figures(
 ) -> dict[str, float]:
     """Return the top-1 accuracy of classifiers that have seen few labels: its mean over draws, and its spread.
 
-    "linear_4": of scikit-learn's LogisticRegression, with its defaults, on 4 labels a class. "knn_4": of the votes of the nearest 4 (as many as there
-    are labels a class, at most NEIGHBOURS), see `labels_by_votes`. "linear_4_std", "knn_4_std": the standard deviation
-    over the draws, with the divisor draws - 1; the same draws serve both.
+    "linear_4": of scikit-learn's LogisticRegression, with its defaults, on 4 labels a class. "knn_4": of the votes of
+    the nearest 4 (as many as there are labels a class, at most NEIGHBOURS), see `labels_by_votes`. "linear_4_std",
+    "knn_4_std": the standard deviation over the draws, with the divisor draws - 1; the same draws serve both.
 
     features: (n, D). labels: int64 (n,), of the classes 0 to C - 1, each with max(numbers) or more. val_features: (m, D).
     val_labels: (m,).

@@ -1,10 +1,9 @@
 """A classifier on frames that keep coming, and what it cost."""
 
-import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 
@@ -32,22 +31,28 @@ class Sighting:
 
 @dataclass
 class Tally:
-    """What watching has cost: frames that the model could take, those dropped among them, seconds of the source, and the
-    latency of each output.
+    """What watching has cost: frames that the model could take, those dropped among them, seconds of the source, outputs,
+    and their latency in seconds: of all together, and the longest.
     """
 
     frames: int = 0
     dropped: int = 0
     seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
+    outputs: int = 0
+    latency: float = 0.0
+    longest: float = 0.0
+
+    def add(self, latency: float) -> None:
+        """Take the latency of an output."""
+        self.outputs, self.latency, self.longest = self.outputs + 1, self.latency + latency, max(self.longest, latency)
 
     def __str__(self) -> str:
-        if not self.latencies:
+        if not self.outputs:
             return f"ended after {self.seconds:.1f} s, before the first window was whole"
-        mean, longest = statistics.fmean(self.latencies), max(self.latencies)
+        memory = psutil.Process().memory_info().rss / 2**20
         return (
-            f"ended after {self.seconds:.1f} s: {len(self.latencies)} outputs, latency {mean:.2f} s (at most "
-            f"{longest:.2f} s), {self.dropped} of {self.frames} frames dropped, {psutil.Process().memory_info().rss / 2**20:.0f} MiB of memory"
+            f"ended after {self.seconds:.1f} s: {self.outputs} outputs, latency {self.latency / self.outputs:.2f} s (at "
+            f"most {self.longest:.2f} s), {self.dropped} of {self.frames} frames dropped, {memory:.0f} MiB of memory"
         )
 
 
@@ -77,5 +82,5 @@ def watch(
         first, last = (taken[place - number - 1] for place in (output.frames[0], output.frames[-1]))
         top = top_labels(output.logits[None], config, top_k)  # type: ignore[index]  # a classifier has logits
         latency = time.monotonic() - last[1]
-        tally.latencies.append(latency)
+        tally.add(latency)
         yield Sighting(first[0], last[0], top, latency, video.dropped)

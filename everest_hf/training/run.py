@@ -23,9 +23,9 @@ class Run:
     """What training, evaluation and dry run work with; its processes all have the same.
 
     folder: where it writes. processor: samples and scales as evaluation does. train, val: the rows of the videos; an
-    evaluation has no train unless it draws labels from it, and the rest is left at its defaults. hardware: in words. num_videos: for training, of
-    a stream in an epoch. total_batch: clips of a step of the optimizer, over all processes. identities: what tells the
-    videos of train and val from others.
+    evaluation has no train unless it draws labels from it, and the rest is left at its defaults. hardware: in words.
+    num_videos: for training, of a stream in an epoch. total_batch: clips of a step of the optimizer, over all
+    processes. identities: what tells the videos of train and val from others.
     """
 
     recipe: Recipe

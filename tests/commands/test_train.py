@@ -70,6 +70,7 @@ def test_a_recipe_trains_in_this_process(place, monkeypatch, capsys):
     assert [line["step"] for line in log_of(place / "one")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_batch_and_an_error_is_one_line_and_its_exit_code(place):
     options = ["--batch_size", 1, "--epochs", 1, "--base_lr", 1e30, "--num_processes", 2, "--output_dir", "two"]
     done = run("recipe.yaml", *options, cwd=place)
@@ -176,6 +177,7 @@ def test_help_has_the_options_of_recipe_and_processes(capsys):
         assert words in text
 
 
+@pytest.mark.slow
 def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, monkeypatch, capfd, own_signals):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -419,6 +419,7 @@ def test_an_evaluation_needs_videos_to_evaluate():
 # -------------------------------------------------------------------------------------------------- unreadable videos
 
 
+@pytest.mark.slow
 def test_an_unreadable_video_ends_an_evaluation_of_two_processes(place, run):
     """Each has batches to do after the one with that video."""
     results = train_on(2, "run.yaml", "--eval_only", "--val", "bad.txt", "--num_workers", 1, cwd=place)

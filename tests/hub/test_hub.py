@@ -118,6 +118,7 @@ processor.push_to_hub(name)
 """
 
 
+@pytest.mark.slow
 def test_what_is_pushed_gives_the_same_logits_by_name_where_the_package_is_not(server, model, tmp_path):
     pushed = run(["push", model, "tester/clips", "--private"], server, tmp_path / "home")
     assert pushed.returncode == 0, pushed.stderr
@@ -166,6 +167,7 @@ def train(server, recipe, home, *options) -> subprocess.CompletedProcess:
     return run(["recipe.yaml", *options], server, home, code=TRAIN, cwd=recipe.parent)
 
 
+@pytest.mark.slow
 def test_a_run_pushes_its_checkpoints_and_its_result(server, recipe, tmp_path):
     done = train(server, recipe, tmp_path, "--push_to_hub", "waving", "--output_dir", "runs/pushed")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -190,6 +192,7 @@ def test_a_run_pushes_its_checkpoints_and_its_result(server, recipe, tmp_path):
         assert (folder / picture).is_file()
 
 
+@pytest.mark.slow
 def test_a_run_whose_result_cannot_be_pushed_has_it_all_the_same(server, recipe, tmp_path):
     server.uploads = refuse
     failed = train(server, recipe, tmp_path, "--push_to_hub", "waving", "--output_dir", "runs/kept")

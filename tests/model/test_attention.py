@@ -18,6 +18,7 @@ def test_sdpa_equals_eager(model_class, dtype):
     torch.testing.assert_close(main(first), main(second), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_flex_attention_equals_eager_in_inference():
     # Without gradients only: torch has no backward pass of flex attention on a CPU.
     flex, eager = (

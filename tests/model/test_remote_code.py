@@ -97,6 +97,7 @@ def run_without_the_package(root, folders):
     return torch.load(root / "results.pt")
 
 
+@pytest.mark.slow
 def test_a_folder_serves_a_process_that_cannot_import_the_package(tmp_path):
     pixel_values = clips()
     torch.save(pixel_values, tmp_path / "clips.pt")

@@ -149,6 +149,7 @@ def four_bad(place) -> Path:
     return write_list(place / "four.txt", lines)
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_counted_over_the_processes(place, four_bad):
     """A share of 1 % is 3 of 300 videos; each process meets fewer, both together 4. All of them end, with one line."""
     options = ["--train", four_bad, "--batch_size", 15, "--epochs", 1, "--log_every", 5, "--num_workers", 1]

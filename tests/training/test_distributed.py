@@ -196,6 +196,7 @@ def test_a_sharded_run_goes_on_to_the_same_end(sharded):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_nothing_in_a_sharded_checkpoint_is_executed(place, sharded, tmp_path):
     """Each of the files that torch.distributed and DeepSpeed read as pickles, forged in turn."""
     environment, trace = sharding(sharded.name, place), tmp_path / "was executed"
@@ -229,6 +230,7 @@ def dump(value, path: Path) -> None:
     path.write_bytes(pickle.dumps(value))
 
 
+@pytest.mark.slow
 def test_deepspeed_evaluates_and_accumulates_as_one_process(place):
     alone, folder = place / "finetune_alone", place / "finetune_zero3"
     train("finetune.yaml", "--output_dir", alone, cwd=place).check()
@@ -243,6 +245,7 @@ def test_deepspeed_evaluates_and_accumulates_as_one_process(place):
     assert figures[0] == figures[1] == figures[2]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_deepspeed_runs_as_two_machines(place, pretrained):
     """Two launchers on this one, each with its process."""
     pytest.importorskip("deepspeed")
@@ -463,6 +466,7 @@ def test_a_clip_draws_by_its_seed_alone(selection, oversampling, pretraining):
     assert draws == bool(selection_noise(torch.tensor([5]), config, pretraining=pretraining))
 
 
+@pytest.mark.slow
 def test_an_error_on_one_process_alone_ends_all_with_one_line(place, tmp_path):
     """The second process is where the videos are not."""
     shutil.copy(place / "pretrain.yaml", tmp_path)

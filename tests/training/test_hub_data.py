@@ -72,6 +72,7 @@ def run(server: LocalHub, home: Path, *command, cwd=None) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_data_set_by_its_name_is_the_one_on_the_disk(place, server, tmp_path):
     names = ["tester/videos", "tester/parquet"]
     sources = [place / "videos" / "train", *(f"stream:{name}" for name in names), *names]
@@ -81,6 +82,7 @@ def test_a_data_set_by_its_name_is_the_one_on_the_disk(place, server, tmp_path):
     assert others == [local] * 4
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_a_stream_from_the_hub(server, tmp_path):
     values = {"task": "finetune", "train": "tester/parquet", "config": MODEL, "frame_step": 1, "epochs": 1}
     values |= {"warmup_epochs": 0, "batch_size": 2, "num_workers": 0, "streaming": True, "steps_per_epoch": 4}

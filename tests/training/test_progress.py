@@ -171,6 +171,7 @@ def test_what_is_wrong_is_said_once(place, processes, arguments, message):
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_launcher_of_several_processes_is_told_the_error(place, tmp_path):
     """PyTorch's launcher ends its report with what it finds in this file."""
     told = tmp_path / "error.json"
@@ -213,6 +214,7 @@ def test_help_ends_all_processes_well(place):
     assert [bool(result.stdout) for result in results] == [True, False]
 
 
+@pytest.mark.slow
 def test_threads_are_the_users_where_he_chose(tmp_path):
     """Accelerate's launcher sets OMP_NUM_THREADS=1 unasked; the same value set by the user stays."""
     program = tmp_path / "count.py"

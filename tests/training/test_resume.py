@@ -158,6 +158,7 @@ def test_sigterm_saves_and_the_run_goes_on(place, steady):
     assert_same_end(folder, steady)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_after_sigterm_to_one_of_them(place):
     """Fine-tuning with drop path and erasing: each process has random states of its own."""
     arguments = ["finetune.yaml", "--epochs", 2]
@@ -177,6 +178,7 @@ def test_two_processes_go_on_after_sigterm_to_one_of_them(place):
 LONG = ["--epochs", 300, "--save_every", 100]
 
 
+@pytest.mark.slow
 def test_the_end_of_the_launcher_counts_as_sigterm(place):
     """As Docker, Kubernetes and systemd send it: to the launcher alone, which passes nothing on."""
     folder = place / "launched"
@@ -303,6 +305,7 @@ def test_another_total_batch_is_refused(place, steady):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(place, steady, processes):
     """The system refuses files above a size: the optimizer's of the next checkpoint fits no more."""

@@ -337,6 +337,7 @@ def test_several_views_by_hand(place, finetuned):
 # ------------------------------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_pretrain_and_evaluate_an_odd_number_of_videos(place):
     folder = place / "two_pretrain"
     arguments = ["--output_dir", folder, "--batch_size", 2, "--epochs", 1, "--base_lr", 3]
@@ -360,6 +361,7 @@ def test_two_processes_fine_tune_and_evaluate_an_odd_number_of_videos(place, pre
     assert by_hand["val_loss"] == pytest.approx(lines[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_is_wrong_once(place):
     result = launch("pretrain.yaml", "--train", "nowhere", "--output_dir", "none", cwd=place, processes=2)
     assert result.returncode != 0
@@ -546,6 +548,7 @@ def test_bad_recipe_files(place, text, words):
     assert_refused(train("bad.yaml", cwd=place), *words)
 
 
+@pytest.mark.slow
 def test_a_launched_command_says_one_line_and_fails(place, bad):
     write_list(place / "launched.txt", [(bad["empty"], 0)])
     result = launch("pretrain.yaml", "--train", "launched.txt", "--output_dir", "no", cwd=place)

@@ -452,6 +452,7 @@ def test_auto_is_torchcodec_for_videos_that_pyav_cannot_seek_in(tmp_path, backen
     assert isinstance(opened["open.mp4"], DECODERS[backend])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [TORCHCODEC])
 def test_decoders_share_a_process(tmp_path, backend):
     path = write_video(tmp_path / "clip.mp4", counting_frames(20, 64, 128), codec="libsvtav1", g=5, preset=12)
