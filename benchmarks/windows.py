@@ -83,9 +83,9 @@ def clips_in_batches(path: str, processor, starts: list[int], num_frames: int):
     """Yield the pixel values (BATCH, T, C, H, W) of windows; each frame is decoded and scaled once."""
     offsets = [i * FRAME_STEP for i in range(num_frames)]
     wanted = sorted({start + offset for start in starts for offset in offsets})
-    runs = open_video(path).read_blocks(wanted)
+    blocks = open_video(path).read_blocks(wanted)
     pixels = torch.cat(
-        [processor(run, do_sample_frames=False, return_tensors="pt")["pixel_values"][0] for run in runs]
+        [processor(block, do_sample_frames=False, return_tensors="pt")["pixel_values"][0] for block in blocks]
     )
     places = {frame: place for place, frame in enumerate(wanted)}
     for i in range(0, len(starts), BATCH):

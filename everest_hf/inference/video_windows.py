@@ -115,13 +115,13 @@ class _Frames:
 
     def __init__(self, processor, video, numbers: list[int]):
         self._processor = processor
-        self._numbers, self._runs = iter(numbers), video.read_blocks(numbers)
+        self._numbers, self._blocks = iter(numbers), video.read_blocks(numbers)
         self._there: dict[int, torch.Tensor] = {}
 
     def at(self, numbers: Iterable[int]) -> torch.Tensor:
         """Return frames (n, C, H, W), and read on until they are there."""
         while any(number not in self._there for number in numbers):
-            frames = next(self._runs).numpy()  # (n, H, W, C)
+            frames = next(self._blocks).numpy()  # (n, H, W, C)
             pixels = self._processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
             self._there |= zip(islice(self._numbers, len(pixels)), pixels.unbind(), strict=True)
         return torch.stack([self._there[number] for number in numbers])
