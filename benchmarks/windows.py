@@ -12,7 +12,7 @@ A video is written in which things move, and a classifier is run over its window
 All give the same number of windows of the same frames. Models are of one size, with random weights. Then the memory of
 everest_hf.windows is measured on a video of --minutes, in a process of its own.
 
-Prints a Markdown table and writes every repetition to a JSON file. The defaults take about five minutes on two cores.
+Prints a Markdown table and writes every repetition to a JSON file. The defaults take about ten minutes on two cores.
 """
 
 import argparse
