@@ -22,7 +22,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
     Every decoding process of every training process reads a part of its own of the stream: whole files where there
     are enough of them, otherwise the processes that share a file read all of it, and each keeps its own rows. In each
     epoch, files are dealt out and read in another order, and a buffer of `shuffle_buffer` rows shuffles what comes out
-    of them. A part that is at its end starts anew. A video that cannot be read is passed over and reported in "bad" of
+    of them. A part that is at its end starts again. A video that cannot be read is passed over and reported in "bad" of
     the next item.
 
     `index` is a number made from the name of the video, or from its bytes, and its segment: what is drawn for a clip

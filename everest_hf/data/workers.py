@@ -39,7 +39,7 @@ def num_cores() -> int:
 def keep_freed_memory(worker: int = 0) -> None:
     """Let this process keep the memory that it frees for what it needs next. A `worker_init_fn` of a DataLoader.
 
-    A clip on its way takes several blocks of some MB. By default the system maps each of them anew and clears it page
+    A clip on its way takes several blocks of some MB. By default the system maps each of them newly and clears it page
     by page, which costs up to a quarter of the time of a clip (benchmarks/loader.py). A process that keeps them holds
     what it has needed at most at a time. Where there is no GNU C library, nothing changes.
     """

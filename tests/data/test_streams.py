@@ -50,7 +50,7 @@ def order_of(clips: StreamedClips, num_workers: int = 0) -> list[int]:
 
 
 def first_pass(part: list[int]) -> list[int]:
-    """What a part has, which starts anew at its end: all before the first repetition."""
+    """What a part has, which starts again at its end: all before the first repetition."""
     return part[: next((i for i, x in enumerate(part) if x in part[:i]), len(part))]
 
 

@@ -203,7 +203,7 @@ def test_real_clips(name, info, backend):
 
 # Files in which a decoder that seeks would give other frames than those asked for, and how they are written.
 X264 = "keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
-# Key frames in name: a column of each frame is encoded anew.
+# Key frames in name: a column of each frame is encoded again.
 REFRESH = "keyint=12:bframes=0:scenecut=0:qp=20:intra-refresh=1"
 HARD = {
     "open_groups.mp4": {"x264-params": f"{X264}:open-gop=1"},
@@ -406,7 +406,7 @@ def test_unknown_backend_is_named(tmp_path):
 
 @pytest.fixture
 def fresh_backends():
-    """What is known of decoders is found out anew, in the test and after it."""
+    """What is known of decoders is found out again, in the test and after it."""
     known = decoders.torchcodec_loads, decoders._torchcodec, decoders._reader_class
     [function.cache_clear() for function in known]
     yield
