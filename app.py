@@ -31,10 +31,10 @@ from everest_hf.inference import (
     chosen_model,
     load_checkpoint,
     read_window,
+    timeline,
     to_uint8,
     top_labels,
 )
-from everest_hf.inference.timelines import timeline
 from everest_hf.video import open_video, probe
 from everest_hf.video.encoding import Encoding, even_frames, transcode
 from everest_hf.video.isolation import Overdue, call_within
@@ -51,7 +51,6 @@ SHOWN = Encoding(short_side=360)
 SHOWN_LABELS = 5
 # Windows of a timeline at most: of long videos, the distance between them grows.
 MOST_WINDOWS = 120
-NOTHING_CHOSEN = "Choose a video first."
 # Rounds of a measurement: the first do not count; then come at least and at most so many, fewer once this time is up.
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 1, 3, 10, 2.0
 
@@ -69,12 +68,7 @@ class Demo:
         Without a result, a message takes the place of the figures, and the others are None. This is a generator, so
         that the page copies the animation before its folder is removed.
         """
-        with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
-            if video is None:
-                yield None, None, None, NOTHING_CHOSEN
-                return
-            result, message = _answer(video, self._classify, video, keep_ratio, Path(folder))
-            yield result or (None, None, None, message)
+        yield from _answer_with_files(video, self._classify, keep_ratio)
 
     def _classify(self, video: str, keep_ratio: float, folder: Path) -> tuple:
         window = read_window(self.processor, video)
@@ -85,12 +79,7 @@ class Demo:
 
     def over_time(self, video: str | None, keep_ratio: float) -> Iterator[tuple]:
         """Yield once: a picture of the classes over the video's time, its segments as rows, no frame, and a message."""
-        with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
-            if video is None:
-                yield None, None, None, NOTHING_CHOSEN
-                return
-            result, message = _answer(video, self._over_time, video, keep_ratio, Path(folder))
-            yield result or (None, None, None, message)
+        yield from _answer_with_files(video, self._over_time, keep_ratio)
 
     def _over_time(self, video: str, keep_ratio: float, folder: Path) -> tuple:
         stride = max(self.model.config.tubelet_size, probe(video).num_frames // MOST_WINDOWS)
@@ -98,12 +87,8 @@ class Demo:
         path = folder / "timeline.png"
         draw_timeline(found.labels, found.edges, found.scores, found.segments, path)
         rows = [[round(s.start, 2), round(s.end, 2), s.label, round(s.score, 2)] for s in found.segments]
-        return (
-            str(path),
-            rows,
-            None,
-            "Choose a segment to see its middle frame." if rows else "No class is seen for sure.",
-        )
+        message = "Choose a segment to see its middle frame." if rows else "No class is seen for sure."
+        return str(path), rows, None, message
 
     @torch.inference_mode()
     def _measure(self, pixel_values: torch.Tensor, keep_ratios: tuple[float, ...]) -> list[dict]:
@@ -193,6 +178,16 @@ def _answer(video: str, function: Callable, *args) -> tuple:
     except (ValueError, OSError) as error:
         reason = str(error).replace(f"{Path(video).parent}{os.sep}", "")
         return None, f"This is not a video that can be read. {reason}"
+
+
+def _answer_with_files(video: str | None, function: Callable, keep_ratio: float) -> Iterator[tuple]:
+    """Yield once the four results of function(video, keep_ratio, folder), or three times None and a message."""
+    with tempfile.TemporaryDirectory(prefix="everest-", ignore_cleanup_errors=True) as folder:
+        if video is None:
+            yield None, None, None, "Choose a video first."
+            return
+        result, message = _answer(video, function, video, keep_ratio, Path(folder))
+        yield result or (None, None, None, message)
 
 
 def _looked_at(window: Window) -> str:

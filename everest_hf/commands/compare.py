@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import PROGRAM, add_command, print_json, print_text
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+from .options import PICTURE_SUFFIXES, PROGRAM, add_command, print_json, print_text
 
 
 def add_parser(commands) -> None:

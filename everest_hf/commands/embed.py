@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     bad = (_embed_windows if args.windows else _embed_videos)(args, rows, model, processor, decoding)
     for error in bad:
         print_error(error)
-    if args.shard:
-        part, count = args.shard
-        print_text(f"{args.out}: part {part + 1} of {count} is made; when all are, run without --shard")
+    part, parts = args.shard
+    if parts > 1:
+        print_text(f"{args.out}: part {part + 1} of {parts} is made; when all are, run without --shard")
         return 1 if bad else 0
     each, count = ("each window", len(set(paths_of(rows)))) if args.windows else ("each", len(rows))
     print_text(f"{args.out}: {model.config.hidden_size} values for {each} of {count - len(bad)} videos")
@@ -80,7 +80,7 @@ def _check_out(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is of windows; give --windows too")
         writer_of(Path(args.out))
         return
-    if args.workers is not None or args.views != (1, 1) or args.shard:
+    if args.workers is not None or args.views != (1, 1) or args.shard != (0, 1):
         raise ValueError("--workers, --views and --shard have no meaning with --windows")
     if Path(args.out).is_file() or Path(args.out).suffix in FORMATS:
         raise ValueError(f"{args.out}: with --windows the output is a folder; give the name of one")
@@ -90,8 +90,15 @@ def _embed_videos(args: argparse.Namespace, rows, model, processor, decoding: di
     from .. import inference
 
     views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
-    options = {"keep_ratio": args.keep_ratio, "batch_size": args.batch_size, "num_workers": args.workers}
-    return inference.embed_videos(model, views, args.out, **options, **({"shard": args.shard} if args.shard else {}))
+    return inference.embed_videos(
+        model,
+        views,
+        args.out,
+        keep_ratio=args.keep_ratio,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        shard=args.shard,
+    )
 
 
 def _embed_windows(args: argparse.Namespace, rows, model, processor, decoding: dict) -> list:

@@ -13,6 +13,8 @@ from ..arguments import Parser
 from ..files import RUNS, printable
 
 PROGRAM = "everest-hf"
+# Names of pictures that Matplotlib writes.
+PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def print_error(error: Exception | str) -> None:
@@ -118,7 +120,7 @@ def add_views_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shard_option(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help=text)
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help=text)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from .options import (
+    PICTURE_SUFFIXES,
     PROGRAM,
     add_command,
     add_model_options,
@@ -22,20 +22,10 @@ from .options import (
 )
 
 # Formats of a timeline, and of the video that shows it.
-TIMELINE_SUFFIXES, PICTURE_SUFFIXES = (".json", ".csv", ".srt"), (".png", ".jpg", ".pdf", ".svg")
-OVERLAY_SUFFIXES = (".mp4", ".mkv")
-# Options that belong to one of the two uses of the command alone, and what they are where they are not given.
-TIMELINE_OPTIONS = {"stride": None, "threshold": 0.5, "smooth": 0.0}
-LIST_OPTIONS = {
-    "csv": None,
-    "json": False,
-    "views": (1, 1),
-    "data_root": None,
-    "split": None,
-    "video_column": None,
-    "workers": None,
-    "url_schemes": None,
-}
+TIMELINE_SUFFIXES, OVERLAY_SUFFIXES = (".json", ".csv", ".srt"), (".mp4", ".mkv")
+# Options that belong to one of the two uses of the command alone.
+TIMELINE_OPTIONS = ("stride", "threshold", "smooth")
+LIST_OPTIONS = ("csv", "json", "views", "data_root", "split", "video_column", "workers", "url_schemes")
 
 
 def add_parser(commands) -> None:
@@ -67,6 +57,7 @@ def add_parser(commands) -> None:
     )
     group.add_argument("--overlay", metavar="OUT.mp4", help="write the video with the segments' labels burnt in")
     add_timeline_options(group)
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in (*TIMELINE_OPTIONS, *LIST_OPTIONS)})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,10 +132,10 @@ def _check_timeline(args: argparse.Namespace, outs: list[Path]) -> None:
             raise ValueError(f"{out}: is the video itself; choose another file")
 
 
-def _refuse(args: argparse.Namespace, defaults: dict[str, Any], why: str) -> None:
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     """Raise a ValueError for an option that is given and would do nothing."""
-    for name, default in defaults.items():
-        if getattr(args, name) != default:
+    for name in names:
+        if getattr(args, name) != args.defaults[name]:
             raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 

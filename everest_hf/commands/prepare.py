@@ -62,12 +62,11 @@ def run(args: argparse.Namespace) -> int:
     options = {
         "encoding": encoding,
         "fps": args.fps,
+        "shard": args.shard,
         "workers": args.workers,
         **decoding_options(args),
         **source_options(args),
     }
-    if args.shard:
-        options["shard"] = args.shard
     if args.shards:
         return _pack(args, options)
     done = prepare_videos(args.source, args.out, **options)

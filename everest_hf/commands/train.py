@@ -91,11 +91,13 @@ def _launch(args: argparse.Namespace) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from ..training.guard import STOPPED
+
     try:
         launch_command(args)
     except ChildFailedError as error:
         failures = list(error.failures.values())
-        own = [failure for failure in failures if failure.exitcode not in (-signal.SIGTERM, 128 + signal.SIGTERM)]
+        own = [failure for failure in failures if failure.exitcode not in (-signal.SIGTERM, STOPPED)]
         failure = min(own or failures, key=lambda failure: failure.timestamp)
         if failure.exitcode < 0:
             print_error(f"a training process ended: {failure.message}")  # it could not say so itself

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import (
+    PICTURE_SUFFIXES,
     PROGRAM,
     add_command,
     add_decoding_options,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..configuration_everest import EverestConfig
     from ..inference import WindowReader
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 ANIMATION_SUFFIXES = (".mp4", ".gif")
 
 

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Value
 from ..files import held, write_whole
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError
 from ..video.encoding import DEFAULT_ENCODING, Encoding
-from .prepare import SUFFIX, prepare_row
+from .prepare import SUFFIX, identity_of, prepare_row
 from .rows import as_cell, name_of
 from .segments import segments_in
 from .sources import load_videos
@@ -100,13 +100,10 @@ def _tag_of(rows: Dataset, encoding: Encoding, fps: float | None) -> str:
 
 def _version_of(video: Any) -> list:
     cell = as_cell(video)
-    if cell["bytes"] is not None:
-        return [cell["path"], hashlib.blake2b(cell["bytes"], digest_size=16).hexdigest()]
     try:
-        status = os.stat(cell["path"])
+        return [cell["path"], identity_of(cell["path"] if cell["bytes"] is None else cell["bytes"])]
     except OSError:  # which reading it will say, or an address
         return [cell["path"]]
-    return [cell["path"], status.st_size, status.st_mtime_ns]
 
 
 def _read_tag(path: Path) -> dict[str, Any]:

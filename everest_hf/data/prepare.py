@@ -354,19 +354,26 @@ def prepare_row(
 
 def _tag(source: str | bytes, name: str, encoding: Encoding, **more) -> dict[str, Any]:
     """What a finished file says it was made from, and how."""
-    if isinstance(source, bytes):
-        identity = {"bytes": len(source), "crc32": zlib.crc32(source)}
-    elif os.path.isdir(source):
-        with os.scandir(source) as entries:
-            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
-        identity = {"files": len(files), "crc32": zlib.crc32(repr(files).encode())}
-    else:
-        status = os.stat(source)
-        identity = {"bytes": status.st_size, "modified": status.st_mtime_ns}
     how = asdict(encoding)
     if encoding.frame_step == 1:  # as files say that have their frames in order
         del how["frame_step"], how["phases"]
-    return {"source": os.path.basename(name), **identity, **how, **more}
+    return {"source": os.path.basename(name), **identity_of(source), **how, **more}
+
+
+def identity_of(source: str | bytes) -> dict[str, int]:
+    """Return what tells a video from another one under its name: a file, a folder of frames, or the bytes of a file.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if isinstance(source, bytes):
+        return {"bytes": len(source), "crc32": zlib.crc32(source)}
+    if os.path.isdir(source):
+        with os.scandir(source) as entries:
+            files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+        return {"files": len(files), "crc32": zlib.crc32(repr(files).encode())}
+    status = os.stat(source)
+    return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
 def _tag_of(path: Path) -> dict[str, Any] | None:

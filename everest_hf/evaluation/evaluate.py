@@ -160,19 +160,28 @@ def evaluate_model(
     found, bad = _find(accelerator, model, loader, config, problem_type)
     model.train(was_training)
     if bad and not (count_bad and _has_answers(found, problem_type)):
-        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
-        end_together(ValueError(f"{source}: unreadable validation videos: {culprits}"))
+        end_together(ValueError(f"{source}: {unreadable(bad)}"))
     if problem_type is None:
         figures = {"loss": float(found["loss"].double().mean())}
     else:
         figures = figures_of(found["scores"], found["labels"], problem_type)
-    figures = {f"val_{name}": float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in figures.items()}
+    figures = val_figures(figures)
     if bad:
         figures["val_unreadable"] = int((found["scores"] == 0).all(dim=-1).sum())
     if folder is not None:
         rows = loader.dataset.rows  # type: ignore[attr-defined]  # of VideoViews
         all_write(f"the evaluation in {folder}", _report, accelerator, folder, figures, found, bad, config, rows)
     return figures
+
+
+def val_figures(figures: dict[str, float]) -> dict[str, float]:
+    """Return figures under the names that logs give those of val, rounded to SIGNIFICANT_DIGITS."""
+    return {f"val_{name}": float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in figures.items()}
+
+
+def unreadable(bad: dict[str, str]) -> str:
+    """Say for an error which videos of val cannot be read; bad: reasons by path."""
+    return f"unreadable validation videos: {named([f'{path}: {reason}' for path, reason in sorted(bad.items())])}"
 
 
 def _find(accelerator, model, loader, config, problem_type) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -12,11 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.rows import named
 from ..distributed import all_write, end_together
 from ..inference.neighbours import labels_by_votes
 from ..video import VideoError
-from .evaluate import SIGNIFICANT_DIGITS
+from .evaluate import unreadable, val_figures
 from .neighbours import NEIGHBOURS, find_features
 from .report import SPREAD, write_figures
 
@@ -53,8 +52,7 @@ def evaluate_few_shot(
     train, bad_train = find_features(accelerator, model, train_loader)
     val, bad_val = find_features(accelerator, model, val_loader)
     if bad_val and not count_bad:
-        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad_val.items())])
-        end_together(ValueError(f"unreadable validation videos: {culprits}"))
+        end_together(ValueError(unreadable(bad_val)))
     if accelerator.is_main_process:
         _warn(bad_train, "not drawn")
         _warn(bad_val, "counted as wrong")
@@ -65,8 +63,9 @@ def evaluate_few_shot(
         end_together(ValueError(f"class {names[counts.index(0)]}: none of its training videos can be read"))
     numbers = numbers_of_labels(dict(zip(names, counts, strict=True)), tell=accelerator.is_main_process)
     val["labels"] = val["labels"].masked_fill(val["unreadable"], -1)  # which is no answer
-    figures = few_shot_figures(features, labels, val["features"], val["labels"], numbers=numbers, seed=seed)
-    figures = {f"val_{name}": float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in figures.items()}
+    figures = val_figures(
+        few_shot_figures(features, labels, val["features"], val["labels"], numbers=numbers, seed=seed)
+    )
     if folder is not None:
         all_write(f"the evaluation in {folder}", _write, accelerator, folder, {**(others or {}), **figures})
     return figures

@@ -7,12 +7,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import transforms
-from ..data.rows import named
 from ..distributed import end_together
 from ..inference import feature_function
 from ..inference.neighbours import TEMPERATURE, labels_by_votes, similarities_to_others
 from ..modeling_everest import EverestForPreTraining
-from .evaluate import SIGNIFICANT_DIGITS, join, on_device
+from .evaluate import join, on_device, unreadable, val_figures
 
 NEIGHBOURS = 20
 
@@ -50,10 +49,9 @@ def evaluate_neighbours(
     """
     videos, bad = find_features(accelerator, model, loader)
     if bad:
-        culprits = named([f"{path}: {reason}" for path, reason in sorted(bad.items())])
-        end_together(ValueError(f"{source}: unreadable validation videos: {culprits}"))
+        end_together(ValueError(f"{source}: {unreadable(bad)}"))
     top1 = knn_top1(videos["features"].to(accelerator.device), videos["labels"].to(accelerator.device))
-    return {"val_knn_top1": float(f"{top1:.{SIGNIFICANT_DIGITS}g}")}
+    return val_figures({"knn_top1": top1})
 
 
 @torch.no_grad()

@@ -39,6 +39,14 @@ def own_signals():
         signal.signal(number, handler)
 
 
+def launch(script: str, folder, monkeypatch) -> int:
+    """Return the exit code of a script that runs in two processes, in a folder that is made the current one."""
+    monkeypatch.chdir(folder)
+    (folder / "script.py").write_text(script)
+    arguments = ["--multi_gpu", "--num_processes=2", "--quiet", "script.py"]
+    return _launch(launch_command_parser().parse_args(arguments))
+
+
 def run(*arguments, cwd) -> subprocess.CompletedProcess:
     """Run everest-hf in a process of its own."""
     command = [sys.executable, "-m", "everest_hf_cli", "train", *map(str, arguments)]
@@ -84,8 +92,7 @@ def test_several_processes_share_the_batch_and_an_error_is_one_line_and_its_exit
 def test_the_exit_code_is_of_a_process_that_failed_and_not_of_one_that_was_stopped_for_it(
     tmp_path, monkeypatch, own_signals
 ):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "script.py").write_text(
+    script = (
         "import json, os, sys, time\n"
         "if os.environ['RANK'] == '0':\n"
         "    with open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w') as file:\n"
@@ -96,8 +103,7 @@ def test_the_exit_code_is_of_a_process_that_failed_and_not_of_one_that_was_stopp
         "    time.sleep(0.01)\n"
         "sys.exit(7)\n"
     )
-    arguments = ["--multi_gpu", "--num_processes=2", "--quiet", "script.py"]
-    assert _launch(launch_command_parser().parse_args(arguments)) == 7
+    assert launch(script, tmp_path, monkeypatch) == 7
 
 
 @pytest.mark.parametrize(
@@ -179,9 +185,8 @@ def test_help_has_the_options_of_recipe_and_processes(capsys):
 
 @pytest.mark.slow
 def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, monkeypatch, capfd, own_signals):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "script.py").write_text(
+    script = (
         "import time, train_accelerate\n"
         "from everest_hf.distributed import end_together\n"
         "def start(path, options, state):\n"
@@ -193,6 +198,5 @@ def test_the_main_process_says_what_failed_before_the_others_are_gone(tmp_path, 
         "train_accelerate.start = start\n"
         "train_accelerate.main([])\n"
     )
-    arguments = ["--multi_gpu", "--num_processes=2", "--quiet", "script.py"]
-    assert _launch(launch_command_parser().parse_args(arguments)) == 1
+    assert launch(script, tmp_path, monkeypatch) == 1
     assert capfd.readouterr().err.count("error: it is said") == 1

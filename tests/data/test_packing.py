@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.tables import datasets_cache  # noqa: F401  # a fixture
 from helpers.videos import bad_files, counting_frames, frame_number, write_list, write_video
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from everest_hf import cli
@@ -59,6 +60,18 @@ def test_what_is_there_stays_and_what_changed_is_made_again(source, tmp_path):
     write_video(tmp_path / "in" / "jump" / "0.mp4", counting_frames(20, 32, 64))
     assert len(pack_videos(*pack, workers=1).made) == 1
     assert len(pack_videos(*pack, encoding=IN_RUNS, workers=1).made) == 2
+
+
+def test_a_folder_of_frames_whose_frame_changed_is_made_again(tmp_path):
+    pictures = tmp_path / "in" / "jump" / "a"
+    pictures.mkdir(parents=True)
+    for i, frame in enumerate(counting_frames(8, 32, 64), 1):
+        Image.fromarray(frame).save(pictures / f"{i:05}.png")
+    pack = [tmp_path / "in", tmp_path / "out", 1]
+    assert len(pack_videos(*pack, fps=25, workers=1).made) == 1
+    assert len(pack_videos(*pack, fps=25, workers=1).kept) == 1
+    Image.fromarray(counting_frames(20, 32, 64)[-1]).save(pictures / "00001.png")  # in place: the folder is as it was
+    assert len(pack_videos(*pack, fps=25, workers=1).made) == 1
 
 
 def test_the_command_in_parts_gives_what_one_gives_and_names_bad_videos_each_time(source, tmp_path, capsys):

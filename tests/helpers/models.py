@@ -4,7 +4,7 @@ import torch
 from helpers import reference
 from helpers.tiny import tiny_config
 
-from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel
+from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel, EverestVideoProcessor
 
 MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
 HEADS = (EverestForPreTraining, EverestForVideoClassification)
@@ -22,6 +22,17 @@ def clips(config=None, batch_size=2, seed=0):
     return torch.randn(
         batch_size, config.num_input_frames, config.num_channels, *config.frame_size, generator=generator
     )
+
+
+def save_classifier(folder, labels, *, frame_step: int) -> str:
+    """Save a tiny classifier of these labels, whose answers differ from clip to clip, and return its folder."""
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    torch.manual_seed(0)
+    model = EverestForVideoClassification(tiny_config(**names))
+    torch.nn.init.normal_(model.classifier.weight, std=1)
+    model.save_pretrained(folder)
+    EverestVideoProcessor.from_config(model.config, frame_step=frame_step).save_pretrained(folder)
+    return str(folder)
 
 
 def build(model_class, seed=0, attention="sdpa", **overrides):

@@ -14,13 +14,13 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from helpers.commands import ROOT
+from helpers.models import save_classifier
 from helpers.tables import BOTH
-from helpers.tiny import tiny_config
 from helpers.videos import bad_files, write_class_folders, write_clip, write_list
 from safetensors.torch import load_file
 
 import everest_hf
-from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli, inference
+from everest_hf import cli, inference
 from everest_hf.data import VideoViews
 from everest_hf.inference import find_videos
 
@@ -30,14 +30,7 @@ LABELS = ["climb", "dive", "=jump", "run, fast", "swim"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     """A classifier whose answers differ from video to video."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
-    torch.manual_seed(0)
-    model = EverestForVideoClassification(tiny_config(**names))
-    torch.nn.init.normal_(model.classifier.weight, std=1)
-    model.save_pretrained(folder)
-    EverestVideoProcessor.from_config(model.config, frame_step=2).save_pretrained(folder)
-    return str(folder)
+    return save_classifier(tmp_path_factory.mktemp("checkpoint"), LABELS, frame_step=2)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import tiny_config
+from helpers.models import save_classifier
 from helpers.videos import counting_frames, moving_frames, write_list, write_turned, write_video
 from PIL import Image
 
 import everest_hf
-from everest_hf import EverestForVideoClassification, EverestVideoProcessor, cli
+from everest_hf import cli
 from everest_hf.inference import load_checkpoint, timeline
 from everest_hf.inference.timelines import edges_of, segments_of, smoothed
 from everest_hf.video.overlay import write_overlay
@@ -27,14 +27,7 @@ LABELS = ["climb", "dive", "jump", "run, fast", "swim"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     """A classifier whose answers differ from window to window."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
-    torch.manual_seed(0)
-    model = EverestForVideoClassification(tiny_config(**names))
-    torch.nn.init.normal_(model.classifier.weight, std=1)
-    model.save_pretrained(folder)
-    EverestVideoProcessor.from_config(model.config, frame_step=1).save_pretrained(folder)
-    return str(folder)
+    return save_classifier(tmp_path_factory.mktemp("checkpoint"), LABELS, frame_step=1)
 
 
 def add_sound(path, source, seconds: float):
