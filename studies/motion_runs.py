@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import measure
 import torch
@@ -156,6 +157,7 @@ class Bench:
     work: Path
     device: torch.device
     opened: dict = field(default_factory=dict)
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
     def clips(self, kind: str, split: str) -> torch.Tensor:
         """Open the clips of a split: uint8 (count, T, 3, H, W)."""
@@ -170,8 +172,13 @@ class Bench:
         pixels = clips.index_select(0, ids).index_select(1, frames).to(self.device)
         return normalize(pixels, config.image_mean, config.image_std)
 
+    def draw(self, kind: str, config: EverestConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a batch of training clips: as `batch` gives them, and their classes (B,)."""
+        ids = torch.randint(self.size.counts["train"], (self.size.batch,))
+        return self.batch(kind, "train", ids, config), labels_of(ids).to(self.device)
+
     def config(self, **fields) -> EverestConfig:
-        names = dict(enumerate(CLASSES))
+        names = dict(enumerate(self.classes))
         return EverestConfig(**self.size.config, id2label=names, label2id={v: k for k, v in names.items()}, **fields)
 
     def pretraining_model(self, targets: str) -> EverestForPreTraining:
@@ -202,20 +209,19 @@ def labels_of(ids: torch.Tensor) -> torch.Tensor:
     return torch.tensor([label_of(i) for i in ids.tolist()])
 
 
-def train(
-    bench: Bench, model, steps: int, lr: float, betas: tuple[float, float], kind: str, loss_of, on_point
-) -> None:
-    """Train a model; on_point(step) is called NUM_CURVE_POINTS times, last at the end."""
+def train(bench: Bench, model, steps: int, lr: float, betas: tuple[float, float], draw, loss_of, on_point) -> None:
+    """Train a model on what draw() gives for each step, clips and their classes.
+
+    on_point(step, loss) is called NUM_CURVE_POINTS times, last at the end.
+    """
     optimizer = bench.optimizer(model, lr, betas)
     scheduler = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, round(WARMUP * steps), steps, min_lr_rate=FINAL_FACTOR
     )
-    count = bench.size.counts["train"]
     for step in range(1, steps + 1):
-        ids = torch.randint(count, (bench.size.batch,))
-        pixels = bench.batch(kind, "train", ids, model.config)
+        pixels, labels = draw()
         with bench.precision():
-            loss = loss_of(model.train(), pixels, labels_of(ids).to(bench.device))
+            loss = loss_of(model.train(), pixels, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -233,7 +239,8 @@ def pretrain(bench: Bench, run: Pretraining) -> dict:
         return bench.pretraining_loss(model, run.targets, pixels)
 
     size, on_point = bench.size, lambda *point: curve.append(point)
-    train(bench, model, run.steps, size.pretraining_lr, (0.9, 0.95), "clips", loss_of, on_point)
+    draw = partial(bench.draw, "clips", model.config)
+    train(bench, model, run.steps, size.pretraining_lr, (0.9, 0.95), draw, loss_of, on_point)
     model.save_pretrained(bench.work / run.name)
     return {"loss": curve}
 
@@ -253,7 +260,8 @@ def finetune(bench: Bench, run: Finetuning) -> dict:
         accuracy = statistics.fmean(evaluate(bench, model, run.clips, "val").values())
         curve.append((step, loss, accuracy))
 
-    train(bench, model, run.steps, bench.size.finetuning_lr, (0.9, 0.999), run.clips, classification_loss, on_point)
+    draw, lr = partial(bench.draw, run.clips, config), bench.size.finetuning_lr
+    train(bench, model, run.steps, lr, (0.9, 0.999), draw, classification_loss, on_point)
     record = {"curve": curve, "test": evaluate(bench, model, run.clips, "test")}
     if run.sweep:
         record["inference"] = {

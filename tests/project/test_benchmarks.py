@@ -2,12 +2,15 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.commands import ROOT, Result, Run
 from helpers.videos import real_clips
+
+from everest_hf.modeling_everest import patchify
 
 
 def run_benchmark(name: str, *options, cwd: Path) -> Result:
@@ -202,6 +205,42 @@ def test_efficiency_ends_where_the_counts_differ(monkeypatch):
         SystemExit, match=r"small: torch counts 1\.02e-06 GFLOPs a clip, and everest_hf\.cost gives 1e-06"
     ):
         efficiency.check_agreement("small", 1020, 1000)
+
+
+def test_leads_select_nearly_the_same_tokens_and_leave_the_model_as_it_was():
+    import pretraining_leads as leads
+
+    own = leads.EverestEmbeddings._embed_and_score
+    case = leads.Case("everest", "pretraining", "tiny", "bf16", 2, 0.6, "cpu", "sdpa")
+    as_it_is, wanted = leads.measure_idea(case, (), 1, None)
+    assert wanted.sum() == 2 * int(0.3 * wanted.shape[1])
+    results = [{"idea": leads.AS_IT_IS, **as_it_is}]
+    for idea in ("scores", "half", leads.ALL):
+        figures, chosen = leads.measure_idea(case, leads.IDEAS[idea], 1, wanted)
+        assert 0.9 <= figures["same_tokens"] <= 1
+        assert chosen.shape == wanted.shape
+        results.append({"idea": idea, **figures})
+    assert leads.EverestEmbeddings._embed_and_score is own
+    assert "| all |" in leads.table(results)
+
+
+def test_scores_in_16_bits_are_those_of_the_model_but_for_their_precision():
+    import pretraining_leads as leads
+
+    step = leads.Step(leads.Case("everest", "pretraining", "tiny", "fp32", 2, 0.6, "cpu", "sdpa"))
+    embeddings, pixels = step.model.everest.embeddings, step.inputs["pixel_values"]
+    patches = patchify(pixels, step.model.config.tubelet_size, step.model.config.patch_size)
+    _, exact = embeddings._embed_and_score(patches, step.model.config.num_slots)
+    _, rough = leads.embed_and_score_in_bf16(embeddings, patches, step.model.config.num_slots)
+    torch.testing.assert_close(rough, exact, rtol=2e-2, atol=0)
+
+
+def test_a_command_on_a_gpu_gets_the_time_that_is_left():
+    import gpu
+
+    assert gpu.run_within([sys.executable, "-c", ""], 60).startswith("done")
+    assert gpu.run_within([sys.executable, "-c", "raise SystemExit(3)"], 60).startswith("failed with code 3")
+    assert gpu.run_within([sys.executable, "-c", "import time; time.sleep(60)"], 0.2) == "stopped, the time was up"
 
 
 def test_profile_names_where_the_time_goes(monkeypatch):
