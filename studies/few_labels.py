@@ -49,6 +49,7 @@ from few_labels_runs import (
     SPLITS,
     Bench,
     Finetuning,
+    Pretraining,
     Probing,
     Seconds,
     Size,
@@ -58,43 +59,56 @@ from few_labels_runs import (
     probe,
     time_steps,
 )
-from motion_runs import TARGETS, Pretraining
+from motion_runs import TARGETS
 from motion_study import claim, do_all
 
 from everest_hf.data.workers import keep_freed_memory
 from everest_hf.files import write_whole
 
 Run = Pretraining | Finetuning | Probing
-# The learning rate of fine-tuning by arm and number of labels.
-Rates = dict[tuple[str, int], float]
+Arms = dict[str, Pretraining | None]
+# Labels of each class on which the learning rate of a pre-training is chosen.
+LABELS_OF_CHOICE = 8
 
 # ------------------------------------------------------------------------------------------------------------- plan
 
 
-def pretrainings(size: Size, seconds: Seconds, seed: int) -> dict[str, Pretraining | None]:
-    """Return the pre-training of each arm."""
-    arms = {name: Pretraining(key, seed, size.pretraining_steps) if key else None for key, name in TARGETS.items()}
-    shorter = round(size.pretraining_steps * seconds[pretraining_kind("everest")] / seconds[pretraining_kind("tube")])
-    return arms | {TUBES_SHORTER: Pretraining("tube", seed, shorter)}
-
-
-def trials(size: Size, seconds: Seconds) -> dict[tuple[str, int, float], Finetuning]:
-    """Return the runs of the first draw and seed by arm, number of labels and learning rate."""
+def first_trials(size: Size) -> dict[tuple[str, float], Pretraining]:
+    """Return pre-training from the first seed by its targets and learning rate."""
     return {
-        (arm, labels, lr): Finetuning(first, labels, 0, 0, size.finetuning_steps, lr)
-        for arm, first in pretrainings(size, seconds, seed=0).items()
-        for labels in size.labels
-        for lr in size.learning_rates
+        (targets, lr): Pretraining(targets, 0, size.pretraining_steps, lr)
+        for targets in filter(None, TARGETS)
+        for lr in size.pretraining_rates
+    }
+
+
+def pretrainings(size: Size, seconds: Seconds, seed: int, lrs: dict[str, float]) -> dict[str, Pretraining | None]:
+    """Return the pre-training of each arm; lrs: by targets."""
+    arms: dict[str, Pretraining | None] = {
+        name: Pretraining(targets, seed, size.pretraining_steps, lrs[targets]) if targets else None
+        for targets, name in TARGETS.items()
+    }
+    shorter = round(size.pretraining_steps * seconds[pretraining_kind("everest")] / seconds[pretraining_kind("tube")])
+    return arms | {TUBES_SHORTER: Pretraining("tube", seed, shorter, lrs["tube"])}
+
+
+def trials(size: Size, firsts: dict, labels: Iterable[int]) -> dict[tuple, Finetuning]:
+    """Return fine-tuning on the first draw from the first seed, by key, number of labels and learning rate."""
+    return {
+        (key, number, lr): Finetuning(first, number, 0, 0, size.finetuning_steps, lr)
+        for key, first in firsts.items()
+        for number in labels
+        for lr in size.finetuning_rates
     }
 
 
 def finetunings(
-    size: Size, seconds: Seconds, draws: int, seeds: int, rates: Rates
+    size: Size, seconds: Seconds, draws: int, firsts: list[Arms], rates: dict[tuple[str, int], float]
 ) -> dict[tuple[str, int], list[Finetuning]]:
-    """Return the runs by arm and number of labels."""
+    """Return the runs by arm and number of labels; firsts: the pre-trainings of each seed."""
     runs: dict[tuple[str, int], list[Finetuning]] = {}
-    for drawn, seed in product(range(draws), range(seeds)):
-        for arm, first in pretrainings(size, seconds, seed).items():
+    for drawn, (seed, arms) in product(range(draws), enumerate(firsts)):
+        for arm, first in arms.items():
             for labels in size.labels:
                 run = Finetuning(first, labels, drawn, seed, size.finetuning_steps, rates[arm, labels])
                 runs.setdefault((arm, labels), []).append(run)
@@ -102,18 +116,14 @@ def finetunings(
     longer = size.finetuning_steps + round(before / seconds[FINETUNING_KIND])
     for labels in size.labels_of_long_runs:
         runs[NONE_LONGER, labels] = [
-            Finetuning(None, labels, i, i, longer, rates[NONE, labels]) for i in range(min(draws, seeds))
+            Finetuning(None, labels, i, i, longer, rates[NONE, labels]) for i in range(min(draws, len(firsts)))
         ]
     return runs
 
 
-def probings(size: Size, seconds: Seconds, draws: int, seeds: int) -> dict[str, list[Probing]]:
-    """Return the probes of each arm's encoders."""
-    runs: dict[str, list[Probing]] = {}
-    for seed in range(seeds):
-        for arm, first in pretrainings(size, seconds, seed).items():
-            runs.setdefault(arm, []).append(Probing(first, seed, draws))
-    return runs
+def probings(draws: int, firsts: list[Arms]) -> dict[str, list[Probing]]:
+    """Return the probes of each arm's encoders; firsts: the pre-trainings of each seed."""
+    return {arm: [Probing(arms[arm], seed, draws) for seed, arms in enumerate(firsts)] for arm in firsts[0]}
 
 
 # -------------------------------------------------------------------------------------------------------- processes
@@ -160,23 +170,47 @@ def run_all(executor, runs: Iterable[Run], description: str) -> dict[Run, dict]:
     return dict(zip(longest_first, records, strict=True))
 
 
+def choose_pretraining_rates(size: Size, executor) -> dict[str, float]:
+    """Return the learning rate of each pre-training after which fine-tuning is best on validation clips."""
+    firsts = first_trials(size)
+    run_all(executor, firsts.values(), "rates of pre-training")
+    number = min(LABELS_OF_CHOICE, max(size.labels))
+    tried = trials(size, firsts, [number])
+    found = run_all(executor, tried.values(), "rates of pre-training, fine-tuned")
+
+    def reached(targets: str, lr: float) -> float:
+        return max(found[tried[(targets, lr), number, rate]]["val"] for rate in size.finetuning_rates)
+
+    return {
+        targets: max(size.pretraining_rates, key=lambda lr: reached(targets, lr)) for targets in filter(None, TARGETS)
+    }
+
+
+def choose_finetuning_rates(size: Size, firsts: Arms, executor) -> dict[tuple[str, int], float]:
+    """Return the learning rate that is best on validation clips by arm and number of labels."""
+    tried = trials(size, firsts, size.labels)
+    found = run_all(executor, tried.values(), "rates of fine-tuning")
+    return {
+        (arm, number): max(size.finetuning_rates, key=lambda lr: found[tried[arm, number, lr]]["val"])
+        for arm in firsts
+        for number in size.labels
+    }
+
+
 def study(size: Size, draws: int, seeds: int, executor) -> dict:
     """Draw the clips, time the steps, do all runs, and return what came out."""
     do_all(executor, do_draw, [(split,) for split in SPLITS], "drawing")
     seconds = executor.submit(do_time).result()
-    firsts = [first for seed in range(seeds) for first in pretrainings(size, seconds, seed).values() if first]
-    losses = run_all(executor, firsts, "pre-training")
-    tried = trials(size, seconds)
-    found = run_all(executor, tried.values(), "learning rates")
-    rates = {
-        (arm, labels): max(size.learning_rates, key=lambda lr: found[tried[arm, labels, lr]]["val"])
-        for arm, labels, _ in tried
-    }
-    runs, probes = finetunings(size, seconds, draws, seeds, rates), probings(size, seconds, draws, seeds)
+    lrs = choose_pretraining_rates(size, executor)
+    firsts = [pretrainings(size, seconds, seed, lrs) for seed in range(seeds)]
+    losses = run_all(executor, [run for arms in firsts for run in arms.values() if run], "pre-training")
+    rates = choose_finetuning_rates(size, firsts[0], executor)
+    runs, probes = finetunings(size, seconds, draws, firsts, rates), probings(draws, firsts)
     found = run_all(executor, chain.from_iterable(runs.values()), "fine-tuning")
     probed = run_all(executor, chain.from_iterable(probes.values()), "probes")
     return {
         "seconds_a_step": seconds,
+        "pretraining_rates": lrs,
         "pretraining": [{"name": run.name, **record} for run, record in losses.items()],
         "finetuning": [
             {"arm": arm, "labels": labels, **finetuning_figures(runs[arm, labels], found, seconds)}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from motion_clips import CLASSES, MotionClips, Split, open_clips
-from motion_runs import ROUNDS_OF_TIMING, SMALL, TARGETS, TINY, Pretraining, Seconds, pretraining_kind, train
+from motion_runs import ROUNDS_OF_TIMING, SMALL, TARGETS, TINY, Seconds, pretraining_kind, train
 
 from everest_hf import EverestConfig, EverestForVideoClassification
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, render
@@ -39,21 +39,21 @@ class Size:
     clips: what to draw. counts: clips by split; those of "train" are the unlabelled ones. batch: clips of a step of
     pre-training; finetuning_batch: of one of fine-tuning and of the attentive probe. labels: numbers of labels a class;
     labels_of_long_runs: those of the arm that is fine-tuned for the time of a pre-training too.
-    learning_rates, probe_rates: those that are tried on validation clips for fine-tuning and for the attentive probe.
+    pretraining_rates, finetuning_rates, probe_rates: learning rates that are tried on validation clips.
     """
 
     clips: MotionVideos | MotionClips
     counts: dict[str, int]
     config: dict
     pretraining_steps: int
-    pretraining_lr: float
+    pretraining_rates: tuple[float, ...]
     batch: int = 32
     finetuning_batch: int = 16
     finetuning_steps: int = 200
     probe_steps: int = 100
     labels: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     labels_of_long_runs: tuple[int, ...] = (4, 8)
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    finetuning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     probe_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
     @property
@@ -63,36 +63,50 @@ class Size:
 
 COUNTS = {"train": 12800, "val": 240, "test": 480}
 SIZES = {
-    "cpu": Size(MotionVideos(), COUNTS, read_yaml(QUICKSTART)["config"], 2500, 2e-3),
-    "cpu-clutter": Size(MotionClips(num_frames=12, action_frames=12), COUNTS, TINY, 2500, 4e-3),
+    "cpu": Size(MotionVideos(), COUNTS, read_yaml(QUICKSTART)["config"], 2500, (2e-3, 5e-3)),
+    "cpu-clutter": Size(MotionClips(num_frames=12, action_frames=12), COUNTS, TINY, 2500, (4e-3, 1e-2)),
     "gpu": Size(
         MotionVideos(num_frames=20, height=112, width=112, spacing=28, radius=(8.0, 12.0), speed=(2.5, 5.0)),
         COUNTS | {"train": 51200},
         SMALL,
         4000,
-        1e-3,
+        (5e-4, 1e-3),
         batch=128,
-        learning_rates=(1e-4, 3e-4, 1e-3),
+        finetuning_rates=(1e-4, 3e-4, 1e-3),
     ),
     "smoke": Size(
         MotionVideos(),
         {"train": 2 * LABELLED, "val": 16, "test": 16},
         read_yaml(QUICKSTART)["config"],
         3,
-        2e-3,
+        (1e-3, 2e-3),
         batch=4,
         finetuning_batch=4,
         finetuning_steps=2,
         probe_steps=2,
         labels=(1, 2),
         labels_of_long_runs=(2,),
-        learning_rates=(1e-3, 3e-3),
+        finetuning_rates=(1e-3, 3e-3),
         probe_rates=(1e-3,),
     ),
 }
 
 
 # ----------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A run of pre-training; targets: a key of TARGETS, what it sees and predicts."""
+
+    targets: str
+    seed: int
+    steps: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        return f"pretrain-{self.targets}-{self.steps}-{self.lr:g}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -222,7 +236,7 @@ def pretrain(bench: Bench, run: Pretraining) -> dict:
         return bench.pretraining_loss(model, run.targets, pixels)
 
     draw = partial(bench.draw, torch.arange(size.counts["train"]), size.batch, model.config)
-    train(bench, model, run.steps, size.pretraining_lr, (0.9, 0.95), draw, loss_of, lambda *p: curve.append(p))
+    train(bench, model, run.steps, run.lr, (0.9, 0.95), draw, loss_of, lambda *p: curve.append(p))
     model.save_pretrained(bench.work / run.name)
     return {"loss": curve}
 
