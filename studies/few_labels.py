@@ -14,10 +14,10 @@ VideoMAE's tubes                pre-training that sees a tenth of all tokens and
 VideoMAE's tubes, equal time    the same in the time of EVEREST's
 random tokens                   pre-training that sees and predicts as many tokens as EVEREST's, chosen at random
 
-Every arm is fine-tuned on the same --draws draws of labels, each over --seeds seeds, which draw weights and batches. The
-learning rate is chosen on validation clips among the same three for every arm and number of labels, with the first draw
-and seed. "none, equal time" takes the rate of "none", fewer numbers of labels and as many draws as seeds, each with a seed
-of its own, since each of its runs is as long as a pre-training.
+Every arm is fine-tuned on the same --draws draws of labels, each from --seeds seeds, which draw weights and batches.
+Learning rates are chosen on validation clips, among as many for every arm: that of pre-training with 8 labels a class, that
+of fine-tuning for each number of labels, both with the first draw and seed. "none, equal time" takes the rate of "none",
+8 labels a class, and as many draws as seeds, each with a seed of its own: each of its runs is as long as a pre-training.
 
 How long a step takes is measured before, for all kinds in turn. --size cpu is the quickstart's model on the quickstart's
 clips, for two cores and an hour and a half; cpu-clutter has the motion study's clips and model; gpu is ViT-S on clips of

@@ -52,8 +52,8 @@ class Size:
     finetuning_steps: int = 200
     probe_steps: int = 100
     labels: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
-    labels_of_long_runs: tuple[int, ...] = (4, 8)
-    finetuning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    labels_of_long_runs: tuple[int, ...] = (8,)
+    finetuning_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
     probe_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
     @property
@@ -63,14 +63,14 @@ class Size:
 
 COUNTS = {"train": 12800, "val": 240, "test": 480}
 SIZES = {
-    "cpu": Size(MotionVideos(), COUNTS, read_yaml(QUICKSTART)["config"], 2500, (2e-3, 5e-3)),
-    "cpu-clutter": Size(MotionClips(num_frames=12, action_frames=12), COUNTS, TINY, 2500, (4e-3, 1e-2)),
+    "cpu": Size(MotionVideos(), COUNTS, read_yaml(QUICKSTART)["config"], 2500, (1e-3, 2e-3, 5e-3)),
+    "cpu-clutter": Size(MotionClips(num_frames=12, action_frames=12), COUNTS, TINY, 2500, (2e-3, 4e-3, 1e-2)),
     "gpu": Size(
         MotionVideos(num_frames=20, height=112, width=112, spacing=28, radius=(8.0, 12.0), speed=(2.5, 5.0)),
         COUNTS | {"train": 51200},
         SMALL,
         4000,
-        (5e-4, 1e-3),
+        (5e-4, 1e-3, 2e-3),
         batch=128,
         finetuning_rates=(1e-4, 3e-4, 1e-3),
     ),
