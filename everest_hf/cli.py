@@ -1,9 +1,13 @@
 """The command everest-hf: the list of its commands, and how it ends. everest_hf_cli.py is where it starts."""
 
 import argparse
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 from .arguments import Parser
 from .commands import (
@@ -56,7 +60,25 @@ def main(arguments: list[str] | None = None, *, load: Callable[[], object] | Non
     load: what there is to do when the command line is right and the command has not begun.
 
     0: done. 1: it failed, and stderr says in a line why. A wrong command line raises SystemExit(2), as argparse does.
+    Of the processes that a launcher starts, the main one alone writes to stdout and stderr.
     """
+    if os.environ.get("RANK", "0") == "0":
+        return _main(arguments, load)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")  # warnings are of what this process alone has met
+    with open(os.devnull, "w") as nowhere:
+        try:
+            with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                code: Any = _main(arguments, load)
+        except SystemExit as end:
+            code = end.code
+    if code:
+        from .distributed import TIME_TO_SPEAK
+
+        time.sleep(TIME_TO_SPEAK)  # a launcher that sees this process fail stops the one that says why
+    sys.exit(code)
+
+
+def _main(arguments: list[str] | None, load: Callable[[], object] | None) -> int:
     args = build_parser().parse_args(arguments)
     if args.command is train.run:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is imported, as in train_accelerate.py

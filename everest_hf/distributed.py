@@ -6,9 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
@@ -21,6 +23,8 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
 
 # Seconds; without a launcher the other processes end after it.
 TIME_TO_SPEAK = 10
+# How long a process that has done its part of a list waits for the others.
+PATIENCE = timedelta(days=30)
 
 
 def main_first(state: Accelerator | PartialState, function: Callable, *arguments):
@@ -66,6 +70,52 @@ def all_write(what: str, function: Callable, *arguments) -> None:
     failures = [text for text in gather_object([failure]) if text is not None]
     if failures:
         end_together(OSError(f"cannot write {what}: {failures[0]}"))
+
+
+def num_launched() -> int:
+    """Return how many processes Accelerate's or PyTorch's launcher has started on all machines, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def divide(work: Callable[[tuple[int, int]], Any], shard: tuple[int, int] = (0, 1)) -> list[Any]:
+    """Call work((i, n)) on the i-th of n launched processes, and return what all of them returned on the main one.
+
+    The others end here without a word, and the main process, when all have done their parts, goes on alone. Where the
+    work fails on one of them with a ValueError or an OSError, all end. On a single process, which has all of the work
+    still to do, nothing is called, and the list is empty.
+
+    shard: the part that the user asked for, which a launcher's processes cannot have besides their own.
+
+    Raises:
+        ValueError, OSError: on the main process: the work failed, or a part was asked for.
+    """
+    count = num_launched()
+    if count == 1:
+        return []
+    if shard[1] > 1:
+        raise ValueError(
+            f"--shard is given, and {count} processes are launched, which take a part each; leave one out"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    result, failure = _outcome(work, ((int(os.environ["RANK"]), count),))
+    # They meet when the work is done: connections that are idle for hours might be lost.
+    state = PartialState(cpu=True, backend="gloo", timeout=PATIENCE)
+    found = gather_object([(result, None if failure is None else _plain(failure))])
+    state.destroy_process_group()
+    failures = [error for _, error in found if error is not None]
+    if failures:
+        end_together(failures[0])
+    if not state.is_main_process:
+        sys.exit()
+    return [result for result, _ in found]
+
+
+def _plain(error: BaseException) -> ValueError | OSError:
+    """Return an error as one that goes from process to process, whatever its class needs to be made."""
+    if isinstance(error, OSError) and error.filename:
+        return OSError(error.errno, error.strerror, error.filename)
+    return ValueError(str(error))
 
 
 def first_line(error: BaseException) -> str:

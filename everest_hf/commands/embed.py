@@ -16,6 +16,7 @@ from .options import (
     print_error,
     print_text,
     source_options,
+    workers_of,
 )
 
 # What only --windows takes, by the names of the arguments.
@@ -48,30 +49,41 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of videos; the exit code is 1 where a video cannot be read."""
-    from .. import inference
-    from ..data import load_videos
-    from ..data.rows import paths_of
+    from ..distributed import divide
 
     check_counts(args, "workers", "batch_size")
     _check_out(args)
     check_inputs([], args.keep_ratio)
     decoding = decoding_options(args)
-    rows = load_videos(args.source, labels_required=False, **source_options(args))
-    name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING, inference.FEATURES)
-    model, processor = inference.load_encoder(name)
-    bad = (_embed_windows if args.windows else _embed_videos)(args, rows, model, processor, decoding)
+    divide(lambda shard: _embed(args, decoding, shard)[1], args.shard)
+    bad, text = _embed(args, decoding, args.shard)
     for error in bad:
         print_error(error)
-    part, parts = args.shard
-    if parts > 1:
-        print_text(f"{args.out}: part {part + 1} of {parts} is made; when all are, run without --shard")
-        return 1 if bad else 0
-    each, count = ("each window", len(set(paths_of(rows)))) if args.windows else ("each", len(rows))
-    print_text(f"{args.out}: {model.config.hidden_size} values for {each} of {count - len(bad)} videos")
+    print_text(f"{args.out}: {text}")
     return 1 if bad else 0
 
 
+def _embed(args: argparse.Namespace, decoding: dict, shard: tuple[int, int]) -> tuple[list, str]:
+    """Write the features, or a part of them; return the videos that cannot be read, and what there is now in words."""
+    from .. import inference
+    from ..data import load_videos
+    from ..data.rows import paths_of
+
+    rows = load_videos(args.source, labels_required=False, **source_options(args))
+    name = inference.chosen_model(args.model, inference.CLASSIFICATION, inference.PRETRAINING, inference.FEATURES)
+    model, processor = inference.load_encoder(name)
+    if args.windows:
+        bad = _embed_windows(args, rows, model, processor, decoding)
+    else:
+        bad = _embed_videos(args, rows, model, processor, decoding, shard)
+    if shard[1] > 1:
+        return bad, f"part {shard[0] + 1} of {shard[1]} is made; when all are, run without --shard"
+    each, count = ("each window", len(set(paths_of(rows)))) if args.windows else ("each", len(rows))
+    return bad, f"{model.config.hidden_size} values for {each} of {count - len(bad)} videos"
+
+
 def _check_out(args: argparse.Namespace) -> None:
+    from ..distributed import num_launched
     from ..inference.features import FORMATS, writer_of
 
     if not args.windows:
@@ -82,11 +94,15 @@ def _check_out(args: argparse.Namespace) -> None:
         return
     if args.workers is not None or args.views != (1, 1) or args.shard != (0, 1):
         raise ValueError("--workers, --views and --shard have no meaning with --windows")
+    if num_launched() > 1:
+        raise ValueError(
+            f"--windows is for one process, and {num_launched()} are launched; start it without a launcher"
+        )
     if Path(args.out).is_file() or Path(args.out).suffix in FORMATS:
         raise ValueError(f"{args.out}: with --windows the output is a folder; give the name of one")
 
 
-def _embed_videos(args: argparse.Namespace, rows, model, processor, decoding: dict) -> list:
+def _embed_videos(args: argparse.Namespace, rows, model, processor, decoding: dict, shard: tuple[int, int]) -> list:
     from .. import inference
 
     views = inference.evaluation_views(rows, model, processor, args.views, count_unreadable=True, **decoding)
@@ -96,8 +112,8 @@ def _embed_videos(args: argparse.Namespace, rows, model, processor, decoding: di
         args.out,
         keep_ratio=args.keep_ratio,
         batch_size=args.batch_size,
-        num_workers=args.workers,
-        shard=args.shard,
+        num_workers=workers_of(args),
+        shard=shard,
     )
 
 

@@ -5,6 +5,7 @@ Neither this file nor that of a command imports anything heavy before its argume
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def add_views_option(parser: argparse.ArgumentParser) -> None:
 
 def add_shard_option(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help=text)
+
+
+def workers_of(args: argparse.Namespace) -> int | None:
+    """Return --workers; without it, the share of the cores that each of the processes launched on this machine has."""
+    from ..data.workers import num_cores
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return args.workers or (max(1, num_cores() // local) if local > 1 else None)
 
 
 def _shard(text: str) -> tuple[int, int]:

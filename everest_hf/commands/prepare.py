@@ -1,6 +1,7 @@
 """everest-hf prepare: write videos so that random clips decode fast."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from .options import (
@@ -13,6 +14,7 @@ from .options import (
     print_error,
     print_text,
     source_options,
+    workers_of,
 )
 
 # Videos that are read before and after their preparation, to tell what it gains.
@@ -51,6 +53,7 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write smaller copies of videos and print what that gains; the exit code is 1 where a video cannot be read."""
     from ..data.prepare import prepare_videos
+    from ..distributed import divide
     from ..video.encoding import Encoding
 
     check_counts(args, "workers", "shards")
@@ -62,18 +65,20 @@ def run(args: argparse.Namespace) -> int:
     options = {
         "encoding": encoding,
         "fps": args.fps,
-        "shard": args.shard,
-        "workers": args.workers,
+        "workers": workers_of(args),
         **decoding_options(args),
         **source_options(args),
     }
     if args.shards:
         return _pack(args, options)
-    done = prepare_videos(args.source, args.out, **options)
+    prepare = partial(prepare_videos, args.source, args.out, **options)
+    made = sum(divide(lambda shard: len(prepare(shard=shard).made), args.shard))
+    done = prepare(shard=args.shard)
     for error in done.bad:
         print_error(error)
     print_text(
-        f"{args.out}: {len(done.made)} videos written, {len(done.kept)} there already, {len(done.bad)} unreadable"
+        f"{args.out}: {len(done.made) + made} videos written, {len(done.kept) - made} there already, "
+        f"{len(done.bad)} unreadable"
     )
     if done.new_list:
         print_text(f"list: {done.new_list}")
@@ -84,13 +89,16 @@ def run(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Write files of many videos; the exit code is 1 where a video cannot be read."""
     from ..data.packing import pack_videos
+    from ..distributed import divide
 
-    done = pack_videos(args.source, args.out, args.shards, **options)
+    pack = partial(pack_videos, args.source, args.out, args.shards, **options)
+    made = sum(divide(lambda shard: len(pack(shard=shard).made), args.shard))
+    done = pack(shard=args.shard)
     for error in done.bad:
         print_error(error)
     print_text(
-        f"{args.out}: {len(done.made)} files written, {len(done.kept)} there already, with {done.videos} videos; "
-        f"{len(done.bad)} unreadable"
+        f"{args.out}: {len(done.made) + made} files written, {len(done.kept) - made} there already, "
+        f"with {done.videos} videos; {len(done.bad)} unreadable"
     )
     return 1 if done.bad else 0
 

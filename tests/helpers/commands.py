@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +63,14 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(*arguments, cwd, processes: int = 1) -> Result:
-    """Run `accelerate launch train_accelerate.py ARGUMENTS` on the CPU, with one process or several."""
+def launch(*arguments, cwd, processes: int = 1, program: Sequence[str] = (str(SCRIPT),)) -> Result:
+    """Run `accelerate launch train_accelerate.py ARGUMENTS` on the CPU, with one process or several.
+
+    program: what stands before the arguments, for another one.
+    """
     several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(free_port())]
     how = ["--cpu", "--num_processes", "1"] if processes == 1 else several
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *how, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *how, *program, *map(str, arguments)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     return Result(done.returncode, done.stdout, done.stderr)

@@ -68,7 +68,7 @@ def test_commands_of_the_training(arguments):
         load_recipe(None, options)
 
 
-@pytest.mark.parametrize("arguments", parts("everest-hf"), ids=" ".join)
+@pytest.mark.parametrize("arguments", [*parts("everest-hf"), *parts("everest_hf.cli")], ids=" ".join)
 def test_commands_of_everest_hf(arguments):
     assert callable(build_parser().parse_args(arguments).command)
 
