@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.commands import ROOT, Run, train, train_on
+from helpers.commands import ROOT, Run, launch, train, train_on
 from helpers.tables import write_parquet, write_tar
 from helpers.tiny import TINY
 from helpers.videos import bad_files, write_clip, write_list
 from safetensors.torch import load_file
+
+from everest_hf.data.packing import pack_videos
+from everest_hf.video.encoding import Encoding
 
 MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
 MODEL.pop("num_labels")
@@ -108,7 +111,7 @@ def read_shards(place, num_processes: int, *workers: int) -> list[dict[int, tupl
     """What each process reads of the third epoch, after its first step; see shards.py."""
     folder = place / f"shards-{num_processes}"
     folder.mkdir()
-    arguments = [place / "list.txt", place / "part-*.parquet", folder, *workers]
+    arguments = [place / "list.txt", place / "part-*.parquet", folder, 4, 1, *workers]
     script = ROOT / "tests" / "helpers" / "shards.py"
     for result in train_on(num_processes, *arguments, cwd=folder, script=script):
         result.check()
@@ -131,6 +134,39 @@ def test_processes_and_workers_share_the_clips_and_change_none(place):
         assert len(pairs) == 6
         assert all(clips.setdefault(index, number) == number for index, number in pairs)
     assert not dict(first_stream[0]).keys() & dict(second_stream[0]).keys()
+
+
+@pytest.mark.slow
+def test_four_processes_of_four_workers_read_each_clip_of_prepared_files_once(place, tmp_path):
+    """34 videos in 16 files make four steps of eight; two are left over, by the stream those of the larger files."""
+    videos = [write_clip(tmp_path / "in" / f"{i:02}.mp4", seed=i) for i in range(34)]
+    listed = write_list(tmp_path / "list.txt", [(path, i % 3) for i, path in enumerate(videos)])
+    assert len(pack_videos(listed, tmp_path / "out", 16, encoding=Encoding(frame_step=2), workers=1).made) == 16
+    pattern, script = tmp_path / "out" / "*.parquet", str(ROOT / "tests" / "helpers" / "shards.py")
+    found = {}
+    for processes, steps, workers in ((1, 17, 1), (4, 4, 4)):
+        folder = tmp_path / f"read by {processes}"
+        folder.mkdir()
+        how = {"cwd": folder, "processes": processes, "program": (script,)}
+        launch(pattern, pattern, folder, steps, 0, workers, **how).check()
+        found[processes] = [torch.load(folder / f"{rank}.pt")[workers] for rank in range(processes)]
+    for which in range(2):  # of all files as one list, of the stream
+        (alone,), shared = ([process[which] for process in found[count]] for count in (1, 4))
+        assert len(alone) == len(set(alone)) == 34
+        assert [len(pairs) for pairs in shared] == [8] * 4
+        together = {pair for pairs in shared for pair in pairs}
+        assert len(together) == 32
+        assert together < set(alone)
+
+    options = ["--train", pattern, "--epochs", 2, "--num_workers", 4, "--config", "drop_path_rate=0.0"]
+    train("pretrain.yaml", *options, "--batch_size", 8, "--output_dir", "one of eight", cwd=place).check()
+    for result in train_on(4, "pretrain.yaml", *options, "--output_dir", "four of two", cwd=place):
+        result.check()
+    one, four = (
+        [line["loss"] for line in log_of(place / name) if "loss" in line] for name in ("one of eight", "four of two")
+    )
+    assert len(one) == 8
+    assert one == pytest.approx(four, abs=1e-5)
 
 
 # ---------------------------------------------------------------------- unreadable videos
