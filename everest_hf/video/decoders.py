@@ -48,7 +48,7 @@ class Decoder(Protocol):
     def __init__(self, source: str | bytes, size: tuple[int, int] | None = None, header: Header | None = None):
         """Open a video; where that is faster, frames come scaled to `size` (height, width).
 
-        `header` is the video's where it is known: to read that of bytes costs a millisecond or more each time.
+        `header` is the video's where it is known.
         """
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
@@ -181,10 +181,7 @@ class SequentialDecoder:
         header = header or header_of(source)
         self._source, self._matrix = source, header.matrix
         self._size = _coded((header.height, header.width), header)
-        if isinstance(source, bytes):
-            self.num_frames = _count_frames(source)
-        else:
-            self.num_frames = remembered(_count_frames, source)
+        self.num_frames = remembered(_count_frames, source)
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         return upright(decode_in_order(self._source, indices, self._size), self._matrix)

@@ -553,6 +553,22 @@ def first_frames_decoded(monkeypatch) -> list:
     return decoded
 
 
+def test_the_header_of_bytes_is_read_once_as_long_as_they_are_the_same(tmp_path, monkeypatch):
+    one, other = (write_clip(tmp_path / f"{i}.mp4", 20, 48, 64 + 2 * i, seed=i) for i in range(2))
+    expected = {path: read_frames(path, [3, 9]) for path in (one, other)}
+    decoded = first_frames_decoded(monkeypatch)
+    for path, is_new in ((one, True), (other, True), (one, False), (other, False)):
+        content = path.read_bytes()
+        references = sys.getrefcount(content)
+        header = containers.header_of(content)
+        assert bool(decoded) is is_new
+        decoded.clear()  # a packet holds what it was read from
+        assert sys.getrefcount(content) == references  # only their sum is kept
+        assert header == containers.header_of(str(path))
+        assert torch.equal(read_frames(content, [3, 9], max_pixels=0), expected[path])
+        decoded.clear()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_too_many_pixels_are_refused_before_they_are_decoded(backend, tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 20, 48, 64)
