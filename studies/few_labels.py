@@ -25,24 +25,23 @@ clips, for two cores and an hour and a half; cpu-clutter has the motion study's 
 has finished lies in --work, and the same command goes on from there.
 """
 
-import argparse
-import dataclasses
-import json
-import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import chain, product
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
 
 import measure
-import torch
-import transformers
-from few_labels_report import NONE, NONE_LONGER, TUBES_SHORTER, draw, finetuning_figures, probe_figures, tables
+from few_labels_report import (
+    NONE,
+    NONE_LONGER,
+    TUBES_SHORTER,
+    draw,
+    finetuning_figures,
+    probe_figures,
+    tables,
+)
 from few_labels_runs import (
     FINETUNING_KIND,
     SIZES,
@@ -53,19 +52,12 @@ from few_labels_runs import (
     Probing,
     Seconds,
     Size,
-    finetune,
-    pretrain,
     pretraining_kind,
-    probe,
     time_steps,
 )
 from motion_runs import TARGETS
-from motion_study import claim, do_all
+from processes import call, do_all, parse, parser_of, remembered, run_all, run_study, write_tables
 
-from everest_hf.data.workers import keep_freed_memory
-from everest_hf.files import write_whole
-
-Run = Pretraining | Finetuning | Probing
 Arms = dict[str, Pretraining | None]
 # Labels of each class on which the learning rate of a pre-training is chosen.
 LABELS_OF_CHOICE = 8
@@ -126,48 +118,15 @@ def probings(draws: int, firsts: list[Arms]) -> dict[str, list[Probing]]:
     return {arm: [Probing(arms[arm], seed, draws) for seed, arms in enumerate(firsts)] for arm in firsts[0]}
 
 
-# -------------------------------------------------------------------------------------------------------- processes
-
-_bench: Bench
+# ------------------------------------------------------------------------------------------------------------- runs
 
 
-def start_process(size: Size, work: Path, device: torch.device, threads: int) -> None:
-    """Prepare a process for the runs that it will be given."""
-    global _bench
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    # Each run would name the head that it starts from nothing.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    _bench = Bench(size, work, device)
+def draw_clips(bench: Bench, split: str) -> None:
+    bench.clips_of(split)
 
 
-def do_draw(split: str) -> None:
-    _bench.clips_of(split)
-
-
-def do_time() -> Seconds:
-    path = _bench.work / "seconds.json"
-    if not path.exists():
-        seconds = time_steps(_bench)
-        write_whole(path, lambda aside: aside.write_text(json.dumps(seconds, indent=2)))
-    return json.loads(path.read_text())
-
-
-def do_run(run: Pretraining | Finetuning | Probing) -> dict:
-    """Do a run, or read what it left."""
-    path = _bench.work / f"{run.name}.json"
-    if not path.exists():
-        record = {Pretraining: pretrain, Finetuning: finetune, Probing: probe}[type(run)](_bench, run)
-        write_whole(path, lambda aside: aside.write_text(json.dumps(record)))
-    return json.loads(path.read_text())
-
-
-def run_all(executor, runs: Iterable[Run], description: str) -> dict[Run, dict]:
-    """Do runs, each once, the longest first so that no process ends long after the others; return their records."""
-    longest_first = sorted(dict.fromkeys(runs), key=lambda run: -getattr(run, "steps", 0))
-    records = do_all(executor, do_run, [(run,) for run in longest_first], description)
-    return dict(zip(longest_first, records, strict=True))
+def seconds_of_steps(bench: Bench) -> Seconds:
+    return remembered(bench.work / "seconds.json", lambda: time_steps(bench))
 
 
 def choose_pretraining_rates(size: Size, executor) -> dict[str, float]:
@@ -199,8 +158,8 @@ def choose_finetuning_rates(size: Size, firsts: Arms, executor) -> dict[tuple[st
 
 def study(size: Size, draws: int, seeds: int, executor) -> dict:
     """Draw the clips, time the steps, do all runs, and return what came out."""
-    do_all(executor, do_draw, [(split,) for split in SPLITS], "drawing")
-    seconds = executor.submit(do_time).result()
+    do_all(executor, call, [(draw_clips, split) for split in SPLITS], "drawing")
+    seconds = executor.submit(call, seconds_of_steps).result()
     lrs = choose_pretraining_rates(size, executor)
     firsts = [pretrainings(size, seconds, seed, lrs) for seed in range(seeds)]
     losses = run_all(executor, [run for arms in firsts for run in arms.values() if run], "pre-training")
@@ -223,40 +182,15 @@ def study(size: Size, draws: int, seeds: int, executor) -> dict:
 # ------------------------------------------------------------------------------------------------------------- main
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--draws", type=measure.positive_int, default=5)
-    parser.add_argument("--seeds", type=measure.positive_int, default=3)
-    parser.add_argument("--device", type=measure.device_of, default="cpu")
-    parser.add_argument("--work", type=Path, help="folder for clips, models and finished runs [runs/few-labels-SIZE]")
-    parser.add_argument("--out", type=Path, help="[benchmarks/results/few-labels-SIZE.json]")
-    parser.add_argument("--plot", type=Path, help="[beside --out]")
-    args = parser.parse_args()
-    args.work = args.work or Path("runs") / f"few-labels-{args.size}"
-    args.out = args.out or measure.RESULTS / f"few-labels-{args.size}.json"
-    args.plot = args.plot or args.out.with_suffix(".png")
-    return args
-
-
 def main() -> None:
-    args = parse_arguments()
-    size, cores = SIZES[args.size], os.cpu_count() or 1
-    processes, threads = (1, cores) if args.device.type == "cuda" else (cores, 1)
-    facts = measure.facts_of_run(args.device)
-    facts["hardware"] |= {"processes": processes, "threads": threads}  # those of each
-    args.work.mkdir(parents=True, exist_ok=True)
-    claim(args.work, size, facts)
-    start = partial(start_process, size, args.work, args.device, threads)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start) as executor:
-        found = study(size, args.draws, args.seeds, executor)
-    settings = {"settings": measure.settings_of(args), "size": dataclasses.asdict(size)}
-    measure.write_json(args.out, facts | settings | found)
-    text = tables(found)
-    args.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    draw(found, args.plot)
-    print(f"{text}\n\nresults: {args.out}, {args.out.with_suffix('.md')}, {args.plot}")
+    parser = parser_of(__doc__, SIZES)
+    parser.add_argument("--draws", type=measure.positive_int, default=5)
+    parser.add_argument("--plot", type=Path, help="[beside --out]")
+    args = parse(parser, "few-labels")
+    plot, size = args.plot or args.out.with_suffix(".png"), SIZES[args.size]
+    found = run_study(args, size, Bench, lambda executor: study(size, args.draws, args.seeds, executor))
+    draw(found, plot)
+    write_tables(args, tables(found), plot)
 
 
 if __name__ == "__main__":

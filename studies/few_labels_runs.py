@@ -108,6 +108,9 @@ class Pretraining:
     def name(self) -> str:
         return f"pretrain-{self.targets}-{self.steps}-{self.lr:g}-{self.seed}"
 
+    def do(self, bench: "Bench") -> dict:
+        return pretrain(bench, self)
+
 
 @dataclass(frozen=True)
 class Finetuning:
@@ -125,6 +128,9 @@ class Finetuning:
         start = self.pretraining.name if self.pretraining else "scratch"
         return f"finetune-{self.labels}-{self.draw}-{self.seed}-{self.steps}-{self.lr:g}-after-{start}"
 
+    def do(self, bench: "Bench") -> dict:
+        return finetune(bench, self)
+
 
 @dataclass(frozen=True)
 class Probing:
@@ -138,6 +144,9 @@ class Probing:
     def name(self) -> str:
         start = self.pretraining.name if self.pretraining else f"scratch-{self.seed}"
         return f"probe-{self.draws}-{start}"
+
+    def do(self, bench: "Bench") -> dict:
+        return probe(bench, self)
 
 
 FINETUNING_KIND = "fine-tuning"

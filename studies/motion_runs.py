@@ -109,6 +109,9 @@ class Pretraining:
     def name(self) -> str:
         return f"pretrain-{self.targets}-{self.steps}-{self.seed}"
 
+    def do(self, bench: "Bench") -> dict:
+        return pretrain(bench, self)
+
 
 @dataclass(frozen=True)
 class Finetuning:
@@ -128,6 +131,9 @@ class Finetuning:
         start = self.pretraining.name if self.pretraining else "scratch"
         what = f"{self.clips}-{self.oversampling:g}-{self.selection}-{self.keep_ratio:g}-{self.steps}-{self.seed}"
         return f"finetune-{what}-after-{start}"
+
+    def do(self, bench: "Bench") -> dict:
+        return finetune(bench, self)
 
 
 Seconds = dict[str, float]

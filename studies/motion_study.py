@@ -24,22 +24,13 @@ again); gpu is ViT-S on 16 frames of 112 x 112, which nobody has run yet; smoke 
 each run has a core of its own. What has finished lies in --work, and the same command goes on from there.
 """
 
-import argparse
-import dataclasses
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
 
-import measure
-import torch
-import transformers
 from motion_clips import SPLITS, write_clips
 from motion_report import draw, summary, tables
 from motion_runs import (
@@ -57,15 +48,12 @@ from motion_runs import (
     Seconds,
     Size,
     clips_path,
-    finetune,
     finetuning_kind,
-    pretrain,
     pretraining_kind,
     time_steps,
 )
-from tqdm import tqdm
+from processes import call, do_all, parse, parser_of, remembered, run_all, run_study, write_tables
 
-from everest_hf.data.workers import keep_freed_memory
 from everest_hf.files import write_whole
 
 # ------------------------------------------------------------------------------------------------------------- plan
@@ -140,65 +128,28 @@ def convergence(size: Size, seconds: Seconds, seed: int) -> Arms:
 QUESTIONS = {"initialisation": initialisation, "tokens": tokens, "frames": frames, "convergence": convergence}
 
 
-# ------------------------------------------------------------------------------------------------------- processes
-
-_bench: Bench
+# ------------------------------------------------------------------------------------------------------------- runs
 
 
-def start_process(size: Size, work: Path, device: torch.device, threads: int) -> None:
-    """Prepare a process for the runs that it will be given."""
-    global _bench
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    # Each run would name the head that it starts from nothing.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    _bench = Bench(size, work, device)
-
-
-def do_draw(kind: str, split: str) -> None:
-    path = clips_path(_bench.work, kind, split)
+def draw_clips(bench: Bench, kind: str, split: str) -> None:
+    path = clips_path(bench.work, kind, split)
     if not path.exists():
-        spec, count = getattr(_bench.size, kind), _bench.size.counts[split]
+        spec, count = getattr(bench.size, kind), bench.size.counts[split]
         write_whole(path, lambda aside: write_clips(spec, split, count, aside))
 
 
-def do_time() -> Seconds:
-    return time_steps(_bench)
+def seconds_of_steps(bench: Bench) -> Seconds:
+    return remembered(bench.work / "seconds.json", lambda: time_steps(bench))
 
 
-def do_run(run: Pretraining | Finetuning) -> dict:
-    """Do a run, or read what it left."""
-    path = _bench.work / f"{run.name}.json"
-    if not path.exists():
-        record = (pretrain if isinstance(run, Pretraining) else finetune)(_bench, run)
-        write_whole(path, lambda aside: aside.write_text(json.dumps(record)))
-    return json.loads(path.read_text())
-
-
-def do_all(executor, function, jobs: list[tuple], description: str) -> list:
-    """Call function(*job) for each job in the processes, and return the results in order."""
-    futures = [executor.submit(function, *job) for job in jobs]
-    for future in tqdm(as_completed(futures), total=len(futures), desc=description, unit="run"):
-        future.result()
-    return [future.result() for future in futures]
-
-
-def study(size: Size, seeds: int, questions: list[str], executor, work: Path) -> dict:
+def study(size: Size, seeds: int, questions: list[str], executor) -> dict:
     """Draw the clips, time the steps, do all runs, and return what came out."""
-    do_all(executor, do_draw, [(k, s) for k in ("clips", "long_clips") for s in SPLITS], "drawing")
-    times = work / "seconds.json"
-    if not times.exists():
-        seconds = executor.submit(do_time).result()
-        write_whole(times, lambda aside: aside.write_text(json.dumps(seconds, indent=2)))
-    seconds = json.loads(times.read_text())
+    do_all(executor, call, [(draw_clips, k, s) for k in ("clips", "long_clips") for s in SPLITS], "drawing")
+    seconds = executor.submit(call, seconds_of_steps).result()
     plans = [plan(size, seconds, seed, questions) for seed in range(seeds)]
     runs = dict.fromkeys(run for arms in plans for run in arms.values())
-    firsts = list(dict.fromkeys(run.pretraining for run in runs if run.pretraining))
-    losses = do_all(executor, do_run, [(run,) for run in firsts], "pre-training")
-    longest_first = sorted(runs, key=lambda run: -run.steps)  # so that no process ends long after the others
-    records = do_all(executor, do_run, [(run,) for run in longest_first], "fine-tuning")
-    found = dict(zip(longest_first, records, strict=True))
+    losses = run_all(executor, [run.pretraining for run in runs if run.pretraining], "pre-training")
+    found = run_all(executor, runs, "fine-tuning")
     arms = [
         {
             "question": question,
@@ -207,59 +158,22 @@ def study(size: Size, seeds: int, questions: list[str], executor, work: Path) ->
         }
         for question, arm in plans[0]
     ]
-    first = [{"name": run.name, **record} for run, record in zip(firsts, losses, strict=True)]
+    first = [{"name": run.name, **record} for run, record in losses.items()]
     return {"seconds_a_step": seconds, "arms": arms, "pretraining": first}
 
 
 # ------------------------------------------------------------------------------------------------------------- main
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS)[:3])
-    parser.add_argument("--seeds", type=measure.positive_int, default=3)
-    parser.add_argument("--device", type=measure.device_of, default="cpu")
-    parser.add_argument(
-        "--work", type=Path, help="folder for clips, models and finished runs [runs/motion-study-SIZE]"
-    )
-    parser.add_argument("--out", type=Path, help="[benchmarks/results/motion-study-SIZE.json]")
-    parser.add_argument("--plot", type=Path, help="[beside --out]")
-    args = parser.parse_args()
-    args.work = args.work or Path("runs") / f"motion-study-{args.size}"
-    args.out = args.out or measure.RESULTS / f"motion-study-{args.size}.json"
-    args.plot = args.plot or args.out.with_suffix(".png")
-    return args
-
-
-def claim(work: Path, size: Size, facts: dict) -> None:
-    """Take a folder for a study of this size on this machine, or refuse one that holds another."""
-    about = {"size": dataclasses.asdict(size), "versions": facts["versions"], "hardware": facts["hardware"]}
-    path, settings = work / "study.json", json.dumps(about, indent=1)
-    if path.exists() and path.read_text() != settings:
-        raise SystemExit(
-            f"error: {work} holds a study of other settings, versions or hardware; remove it or choose another --work"
-        )
-    write_whole(path, lambda aside: aside.write_text(settings))
-
-
 def main() -> None:
-    args = parse_arguments()
-    size, cores = SIZES[args.size], os.cpu_count() or 1
-    processes, threads = (1, cores) if args.device.type == "cuda" else (cores, 1)
-    facts = measure.facts_of_run(args.device)
-    facts["hardware"] |= {"processes": processes, "threads": threads}  # those of each
-    claim(args.work, size, facts)
-    start = partial(start_process, size, args.work, args.device, threads)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start) as executor:
-        found = study(size, args.seeds, args.questions, executor, args.work)
-    settings = {"settings": measure.settings_of(args), "size": dataclasses.asdict(size)}
-    measure.write_json(args.out, facts | settings | found)
-    text = tables(found)
-    args.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    draw(found, args.plot)
-    print(f"{text}\n\nresults: {args.out}, {args.out.with_suffix('.md')}, {args.plot}")
+    parser = parser_of(__doc__, SIZES)
+    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS)[:3])
+    parser.add_argument("--plot", type=Path, help="[beside --out]")
+    args = parse(parser, "motion-study")
+    plot, size = args.plot or args.out.with_suffix(".png"), SIZES[args.size]
+    found = run_study(args, size, Bench, lambda executor: study(size, args.seeds, args.questions, executor))
+    draw(found, plot)
+    write_tables(args, tables(found), plot)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The study of few labels: its arms, its draws of labels, and that it runs through."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import few_labels
 import few_labels_report
 import few_labels_runs
+import processes
 import pytest
 import torch
 from few_labels_report import EVEREST, NONE, NONE_LONGER, TUBES_SHORTER
@@ -21,24 +23,42 @@ SECONDS = {
 }
 
 
+LRS = {"everest": 5e-3, "tube": 2e-3, "random": 2e-3}
+
+
+def firsts_of(size, seeds=3):
+    return [few_labels.pretrainings(size, SECONDS, seed, LRS) for seed in range(seeds)]
+
+
 def test_arms_of_equal_time_take_it():
     size = SIZES["cpu"]
     before = size.pretraining_steps * SECONDS[pretraining_kind("everest")]
-    shorter = few_labels.pretrainings(size, SECONDS, seed=0)[TUBES_SHORTER]
-    assert shorter.steps * SECONDS[pretraining_kind("tube")] == pytest.approx(before, abs=0.05)
-    rates = {(arm, n): 1e-3 for arm in few_labels.pretrainings(size, SECONDS, seed=0) for n in size.labels}
-    runs = few_labels.finetunings(size, SECONDS, draws=5, seeds=3, rates=rates)
+    firsts = firsts_of(size)
+    assert firsts[0][TUBES_SHORTER].steps * SECONDS[pretraining_kind("tube")] == pytest.approx(before, abs=0.05)
+    rates = {(arm, labels): 1e-3 for arm in firsts[0] for labels in size.labels}
+    runs = few_labels.finetunings(size, SECONDS, 5, firsts, rates)
     long_run = runs[NONE_LONGER, 8][0]
     assert (long_run.steps - size.finetuning_steps) * SECONDS[FINETUNING_KIND] == pytest.approx(before, abs=0.01)
-    assert {len(arms) for (arm, _), arms in runs.items() if arm != NONE_LONGER} == {15}
+    assert {len(each) for (arm, _), each in runs.items() if arm != NONE_LONGER} == {15}
 
 
-def test_every_arm_has_the_same_trials_and_draws():
-    size = SIZES["cpu"]
-    tried = few_labels.trials(size, SECONDS)
-    arms = {arm for arm, _, _ in tried}
-    assert {sum(key[0] == arm for key in tried) for arm in arms} == {len(size.labels) * len(size.learning_rates)}
-    assert {NONE, EVEREST} <= arms
+def test_every_arm_has_the_same_trials():
+    size, (firsts,) = SIZES["cpu"], firsts_of(SIZES["cpu"], seeds=1)
+    tried = few_labels.trials(size, firsts, size.labels)
+    trials_of = {arm: sum(key[0] == arm for key in tried) for arm in firsts}
+    assert set(trials_of.values()) == {len(size.labels) * len(size.finetuning_rates)}
+    assert {NONE, EVEREST, TUBES_SHORTER} < set(trials_of)
+    rates = {targets: [lr for other, lr in few_labels.first_trials(size) if other == targets] for targets in LRS}
+    assert set(map(tuple, rates.values())) == {size.pretraining_rates}
+
+
+def test_the_rate_of_a_pretraining_is_the_one_that_fine_tunes_best_on_validation_clips(monkeypatch):
+    def results(executor, runs, description):
+        worth = {1e-3: 0.2, 2e-3: 0.5, 5e-3: 0.4}  # as if the middle one were best, at one rate of fine-tuning
+        return {run: {"val": worth[run.pretraining.lr] * (run.lr == 3e-3)} for run in runs if hasattr(run, "draw")}
+
+    monkeypatch.setattr(few_labels, "run_all", results)
+    assert few_labels.choose_pretraining_rates(SIZES["cpu"], None) == dict.fromkeys(LRS, 2e-3)
 
 
 @pytest.mark.parametrize("spec", [MotionVideos(), MotionClips()], ids=["quickstart", "clutter"])
@@ -70,7 +90,7 @@ def test_leads_are_of_pairs_of_draw_and_seed():
 @pytest.mark.slow
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
     size = SIZES["smoke"]
-    few_labels.start_process(size, tmp_path, torch.device("cpu"), torch.get_num_threads())
+    processes.start_process(partial(Bench, size, tmp_path, torch.device("cpu")), torch.get_num_threads())
     with ThreadPoolExecutor(1) as executor:
         found = few_labels.study(size, 2, 2, executor)
         times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

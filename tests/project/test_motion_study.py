@@ -1,12 +1,14 @@
 """The motion study: what its clips tell and what they do not, and that it runs through."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import motion_clips
 import motion_report
 import motion_runs
 import motion_study
 import numpy as np
+import processes
 import pytest
 import torch
 from motion_clips import CLASSES, CONDITIONS, DIRECTIONS, SPEEDS, MotionClips, Split
@@ -75,13 +77,13 @@ def test_arms_of_equal_time_take_it():
 
 @pytest.mark.slow
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
-    threads = torch.get_num_threads()
     size = motion_runs.SIZES["smoke"]
-    motion_study.start_process(size, tmp_path, torch.device("cpu"), threads)
+    make_bench = partial(motion_runs.Bench, size, tmp_path, torch.device("cpu"))
+    processes.start_process(make_bench, torch.get_num_threads())
     with ThreadPoolExecutor(1) as executor:
-        found = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor, tmp_path)
+        found = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor)
         times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-        again = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor, tmp_path)
+        again = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
     assert len(found["arms"]) == 30
