@@ -11,6 +11,7 @@ A clip is a function of (spec, split, index). Sizes are in pixels, times in fram
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,15 +37,17 @@ class MotionClips:
     """What to draw.
 
     num_frames, side: of a clip, square. action_frames: frames in which the sprites move; before and after they stand.
-    num_moving, num_still, sprite: how many sprites move and lie still, and their side. flicker: standard deviation of
-    the light where it flickers, as a share. noise: standard deviation of the sensor's. pan, shake: largest speed and
-    standard deviation of a camera that moves. stock: backgrounds and sprites of a split.
+    num_moving, num_still, sprite: how many sprites move and lie still, and their side. fewest_moving: where it is given,
+    the number that moves is drawn from it to num_moving. flicker: standard deviation of the light where it flickers, as a
+    share. noise: standard deviation of the sensor's. pan, shake: largest speed and standard deviation of a camera that
+    moves. stock: backgrounds and sprites of a split.
     """
 
     num_frames: int = 8
     side: int = 64
     action_frames: int = 8
     num_moving: int = 4
+    fewest_moving: int | None = None
     num_still: int = 3
     sprite: int = 16
     flicker: float = 0.04
@@ -53,6 +56,17 @@ class MotionClips:
     shake: float = 0.5
     stock: int = 64
     seed: int = 0
+
+
+class Plan(NamedTuple):
+    """A clip before it is painted: background, (sprite, start, scale) of each that moves, and by frame how far they have
+    moved, where the camera is and how bright the light."""
+
+    scene: np.ndarray
+    movers: list[tuple[int, np.ndarray, float]]
+    path: np.ndarray
+    camera: np.ndarray
+    light: np.ndarray
 
 
 class Split:
@@ -66,20 +80,43 @@ class Split:
 
     def draw(self, index: int) -> np.ndarray:
         """Draw a clip: uint8 (T, side, side, 3)."""
-        spec, rng = self.spec, np.random.default_rng((self.spec.seed, len(SPLITS) + self.number, index))
-        camera_moves, flickers = CONDITIONS[condition_of(index)].values()
-        scene, movers = self._draw_scene(rng), rng.choice(spec.stock, size=spec.num_moving, replace=False)
-        starts, scales = rng.uniform(0, spec.side, (spec.num_moving, 2)), rng.uniform(0.8, 1.1, spec.num_moving)
-        path = _clock(spec, rng)[:, None] * _velocity(label_of(index), rng)  # (T, 2)
-        camera, light = _camera(spec, rng) * camera_moves, 1 + rng.normal(0, spec.flicker, spec.num_frames) * flickers
+        spec, rng = self.spec, self._rng(index)
+        plan = self._plan(index, rng)
         frames = np.empty((spec.num_frames, spec.side, spec.side, 3))
-        for frame, shift, step, brightness in zip(frames, camera, path, light, strict=True):
-            frame[:] = _shifted(scene, shift)[: spec.side, : spec.side]
-            for sprite, start, scale in zip(movers, starts, scales, strict=True):
+        for frame, shift, step, brightness in zip(frames, plan.camera, plan.path, plan.light, strict=True):
+            frame[:] = _view(plan.scene, shift, spec.side)
+            for sprite, start, scale in plan.movers:
                 _paint(frame, self.sprites[sprite], start + step, scale)
             frame *= brightness
         frames += rng.normal(0, spec.noise, frames.shape)
         return frames.round().clip(0, 255).astype(np.uint8)
+
+    def draw_truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return how much of each pixel of a clip moving sprites cover (T, side, side), and where its camera is (T, 2)."""
+        spec, plan = self.spec, self._plan(index, self._rng(index))
+        cover = np.zeros((spec.num_frames, spec.side, spec.side, 1))
+        for frame, step in zip(cover, plan.path, strict=True):
+            for sprite, start, scale in plan.movers:
+                white = np.concatenate(
+                    [np.ones_like(self.sprites[sprite][..., :1]), self.sprites[sprite][..., 3:]], -1
+                )
+                _paint(frame, white, start + step, scale)
+        return cover[..., 0], plan.camera
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.spec.seed, len(SPLITS) + self.number, index))
+
+    def _plan(self, index: int, rng: np.random.Generator) -> "Plan":
+        """Draw everything about a clip but the noise."""
+        spec, count = self.spec, self.spec.num_moving
+        camera_moves, flickers = CONDITIONS[condition_of(index)].values()
+        if spec.fewest_moving is not None:
+            count = rng.integers(spec.fewest_moving, spec.num_moving + 1)
+        scene, movers = self._draw_scene(rng), rng.choice(spec.stock, size=count, replace=False)
+        starts, scales = rng.uniform(0, spec.side, (count, 2)), rng.uniform(0.8, 1.1, count)
+        path = _clock(spec, rng)[:, None] * _velocity(label_of(index), rng)  # (T, 2)
+        camera, light = _camera(spec, rng) * camera_moves, 1 + rng.normal(0, spec.flicker, spec.num_frames) * flickers
+        return Plan(scene, list(zip(movers, starts, scales, strict=True)), path, camera, light)
 
     def _draw_scene(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a background with sprites that lie still on it (2 side, 2 side, 3)."""
@@ -141,12 +178,14 @@ def _camera(spec: MotionClips, rng: np.random.Generator) -> np.ndarray:
     return pan + rng.normal(0, spec.shake, size=(spec.num_frames, 2))
 
 
-def _shifted(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Move an image (H, W, C) that closes at its edges, by parts of a pixel: bilinear."""
-    whole = np.floor(by).astype(int)
-    (y, x), moved = by - whole, np.roll(image, tuple(-whole), (0, 1))
-    moved = (1 - y) * moved + y * np.roll(moved, -1, 0)
-    return (1 - x) * moved + x * np.roll(moved, -1, 1)
+def _view(image: np.ndarray, at: np.ndarray, side: int) -> np.ndarray:
+    """Cut a view (side, side, C) out of an image that closes at its edges, at parts of a pixel: bilinear."""
+    whole = np.floor(at).astype(int)
+    y, x = at - whole
+    rows, columns = ((first + np.arange(side + 1)) % size for first, size in zip(whole, image.shape, strict=False))
+    view = image[np.ix_(rows, columns)]
+    view = (1 - y) * view[:-1] + y * view[1:]
+    return (1 - x) * view[:, :-1] + x * view[:, 1:]
 
 
 def _paint(frame: np.ndarray, sprite: np.ndarray, middle: np.ndarray, scale: float) -> None:
@@ -157,8 +196,8 @@ def _paint(frame: np.ndarray, sprite: np.ndarray, middle: np.ndarray, scale: flo
     v, u = (((axis - at) / side + 0.5) * (sprite.shape[0] - 1) for axis, at in zip((y, x), middle, strict=True))
     patch = _sampled(sprite, v, u)
     rows, columns = np.ix_(y % frame.shape[0], x % frame.shape[1])
-    cover = patch[..., 3:]
-    frame[rows, columns] = frame[rows, columns] * (1 - cover) + patch[..., :3] * cover
+    cover = patch[..., -1:]
+    frame[rows, columns] = frame[rows, columns] * (1 - cover) + patch[..., :-1] * cover
 
 
 def _sampled(image: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -1,0 +1,181 @@
+"""Do tokens that follow the content pay? Two ideas, on the clips of the motion study (motion_clips.py).
+
+    python studies/budget_study.py
+
+budget      "clip" keeps the same share of every clip. "batch" takes the highest scores of a whole batch in training, so
+            that a clip with more motion gets more tokens, each clip at least LEAST and at most MOST of its own. Its
+            evaluation keeps the tokens whose score exceeds a threshold. The threshold is the one that keeps the wanted
+            mean share of training clips, so that what a clip gives depends on the clip alone.
+scores      "plain" are the model's. "compensated" scores come from the slot before shifted by the whole pixels that fit
+            the background best (block matching on grey frames). Two arms tell what could be had at most: "true camera"
+            shifts by where the camera really went, "true sprites" takes the tokens that moving sprites cover most.
+
+Each arm is fine-tuned after the motion study's EVEREST pre-training, in equal steps, on two sets of clips: those of the
+motion study, where four sprites move in each, and "varied" ones, where 1 to 8 do. What an arm costs is the mean number
+of its tokens. What has finished lies in --work, and the same command goes on from there.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
+
+import measure
+import motion_study
+import torch
+from budget_runs import Arm, TruthBench, finetune, first_run, prepare
+from motion_clips import CONDITIONS
+from motion_report import deviation
+from motion_runs import SIZES, Size, clips_path
+
+from everest_hf.files import write_whole
+
+FEWER = 0.2  # the ratio at which models are run that were fine-tuned at another
+HALVES = ("still camera", "moving camera")
+
+
+def plan(seed: int) -> list[Arm]:
+    """Return the arms of a seed."""
+    arms = []
+    for clips in ("clips", "varied"):
+        arm = partial(Arm, clips, seed)
+        arms += [arm(0.6), arm(0.3, also=(FEWER,)), arm(0.225), arm(FEWER)]
+        arms += [arm(0.3, "batch", also=(FEWER,)), arm(0.225, "batch")]
+        arms += [arm(0.3, scores=scores) for scores in ("compensated", "true camera", "true sprites")]
+        arms += [arm(0.6, scores="compensated"), arm(0.3, "batch", "true camera", (FEWER,))]
+    return arms
+
+
+_bench: TruthBench
+
+
+def start_process(size: Size, work: Path, device: torch.device, threads: int) -> None:
+    """Prepare a process for the runs that it will be given."""
+    global _bench
+    motion_study.start_process(size, work, device, threads)
+    _bench = TruthBench(size, work, device)
+
+
+def do_prepare(kind: str, split: str) -> None:
+    if not clips_path(_bench.work, kind, split).exists():
+        prepare(_bench, kind, split)
+
+
+def do_arm(arm: Arm) -> dict:
+    """Do a run, or read what it left."""
+    path = _bench.work / f"{arm.name}.json"
+    if not path.exists():
+        record = finetune(_bench, arm)
+        write_whole(path, lambda aside: aside.write_text(json.dumps(record)))
+    return json.loads(path.read_text())
+
+
+def study(size: Size, seeds: int, executor) -> list[dict]:
+    """Draw the clips, do all runs, and return what came out, by arm."""
+    motion_study.do_all(
+        executor, do_prepare, [(k, s) for k in ("clips", "varied") for s in ("train", "test")], "drawing"
+    )
+    firsts = [(first_run(size, seed),) for seed in range(seeds)]
+    motion_study.do_all(executor, motion_study.do_run, firsts, "pre-training")
+    plans = [plan(seed) for seed in range(seeds)]
+    runs = [arm for arms in plans for arm in arms]
+    records = motion_study.do_all(executor, do_arm, [(arm,) for arm in runs], "fine-tuning")
+    found = dict(zip(runs, records, strict=True))
+    return [_summary(arms, [found[arm] for arm in arms]) for arms in zip(*plans, strict=True)]
+
+
+def _summary(arms: Iterable[Arm], records: list[dict]) -> dict:
+    """Return the figures of an arm over the seeds, by the ratio at which it was evaluated."""
+    arm = next(iter(arms))
+    figures = {}
+    for ratio in records[0]:
+        own = [record[ratio] for record in records]
+        values = {"all": [100 * statistics.fmean(each["top1"].values()) for each in own]}
+        values |= {
+            half: [50 * sum(top1 for name, top1 in each["top1"].items() if name.startswith(half)) for each in own]
+            for half in HALVES
+        }
+        values |= {condition: [100 * each["top1"][condition] for each in own] for condition in CONDITIONS}
+        tokens = {name: statistics.fmean(each["tokens"][name] for each in own) for name in CONDITIONS}
+        figures[ratio] = {"top1": {name: _spread(v) for name, v in values.items()}, "tokens": tokens}
+    return {"clips": arm.clips, "arm": arm.title, "figures": figures}
+
+
+def _spread(values: list[float]) -> dict:
+    return {"mean": statistics.fmean(values), "std": deviation(values), "seeds": values}
+
+
+def tables(found: list[dict]) -> str:
+    """Return a Markdown table of each set of clips."""
+    header = [
+        "tokens in evaluation",
+        "top-1 %",
+        "of each seed",
+        *HALVES,
+        "mean tokens",
+        *(f"tokens, {half}" for half in HALVES),
+    ]
+    parts = []
+    for clips in dict.fromkeys(arm["clips"] for arm in found):
+        rows = [
+            _row(arm["arm"], ratio, figures)
+            for arm in found
+            if arm["clips"] == clips
+            for ratio, figures in arm["figures"].items()
+        ]
+        parts.append(measure.markdown_table([f"{clips}: fine-tuned at", *header], rows))
+    return "\n\n".join(parts)
+
+
+def _row(arm: str, ratio: str, figures: dict) -> list[str]:
+    top1, tokens = figures["top1"], figures["tokens"]
+    seeds = ", ".join(f"{value:.1f}" for value in top1["all"]["seeds"])
+    accuracies = (f"{top1[name]['mean']:.1f} ± {top1[name]['std']:.1f}" for name in ("all", *HALVES))
+    means = [statistics.fmean(tokens.values())]
+    means += [statistics.fmean(n for name, n in tokens.items() if name.startswith(half)) for half in HALVES]
+    mean, *halves = accuracies
+    return [arm, ratio, mean, seeds, *halves, *(f"{value:.0f}" for value in means)]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("cpu", "smoke"), default="cpu")
+    parser.add_argument("--seeds", type=measure.positive_int, default=3)
+    parser.add_argument(
+        "--work", type=Path, help="folder for clips, models and finished runs [runs/budget-study-SIZE]"
+    )
+    parser.add_argument("--out", type=Path, help="[benchmarks/results/budget-study-SIZE.json]")
+    args = parser.parse_args()
+    args.work = args.work or Path("runs") / f"budget-study-{args.size}"
+    args.out = args.out or measure.RESULTS / f"budget-study-{args.size}.json"
+    return args
+
+
+def main() -> None:
+    args, device = parse_arguments(), torch.device("cpu")
+    size, cores = SIZES[args.size], os.cpu_count() or 1
+    facts = measure.facts_of_run(device)
+    facts["hardware"] |= {"processes": cores, "threads": 1}
+    motion_study.claim(args.work, size, facts)
+    start = partial(start_process, size, args.work, device, 1)
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=start) as executor:
+        arms = study(size, args.seeds, executor)
+    settings = {"settings": measure.settings_of(args), "size": dataclasses.asdict(size)}
+    measure.write_json(args.out, facts | settings | {"arms": arms})
+    text = tables(arms)
+    args.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nresults: {args.out}, {args.out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()
