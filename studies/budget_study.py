@@ -50,7 +50,7 @@ def plan(seed: int) -> list[Arm]:
         arm = partial(Arm, clips, seed)
         arms += [arm(0.6), arm(0.3, also=(FEWER,)), arm(0.225), arm(FEWER)]
         arms += [arm(0.3, "batch", also=(FEWER,)), arm(0.225, "batch")]
-        arms += [arm(0.3, scores=scores) for scores in ("compensated", "true camera", "true sprites")]
+        arms += [arm(0.3, "clip", scores, (FEWER,)) for scores in ("compensated", "true camera", "true sprites")]
         arms += [arm(0.6, scores="compensated"), arm(0.3, "batch", "true camera", (FEWER,))]
     return arms
 

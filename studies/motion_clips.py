@@ -59,8 +59,11 @@ class MotionClips:
 
 
 class Plan(NamedTuple):
-    """A clip before it is painted: background, (sprite, start, scale) of each that moves, and by frame how far they have
-    moved, where the camera is and how bright the light."""
+    """A clip before it is painted.
+
+    scene: the background. movers: (sprite, start, scale) of each that moves. path, camera, light: by frame how far they
+    have moved, where the camera is, and how bright the light is.
+    """
 
     scene: np.ndarray
     movers: list[tuple[int, np.ndarray, float]]
@@ -84,7 +87,7 @@ class Split:
         plan = self._plan(index, rng)
         frames = np.empty((spec.num_frames, spec.side, spec.side, 3))
         for frame, shift, step, brightness in zip(frames, plan.camera, plan.path, plan.light, strict=True):
-            frame[:] = _view(plan.scene, shift, spec.side)
+            frame[:] = _shifted(plan.scene, shift)[: spec.side, : spec.side]
             for sprite, start, scale in plan.movers:
                 _paint(frame, self.sprites[sprite], start + step, scale)
             frame *= brightness
@@ -97,16 +100,15 @@ class Split:
         cover = np.zeros((spec.num_frames, spec.side, spec.side, 1))
         for frame, step in zip(cover, plan.path, strict=True):
             for sprite, start, scale in plan.movers:
-                white = np.concatenate(
-                    [np.ones_like(self.sprites[sprite][..., :1]), self.sprites[sprite][..., 3:]], -1
-                )
+                opacity = self.sprites[sprite][..., 3:]
+                white = np.concatenate([np.ones_like(opacity), opacity], axis=-1)
                 _paint(frame, white, start + step, scale)
         return cover[..., 0], plan.camera
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.spec.seed, len(SPLITS) + self.number, index))
 
-    def _plan(self, index: int, rng: np.random.Generator) -> "Plan":
+    def _plan(self, index: int, rng: np.random.Generator) -> Plan:
         """Draw everything about a clip but the noise."""
         spec, count = self.spec, self.spec.num_moving
         camera_moves, flickers = CONDITIONS[condition_of(index)].values()
@@ -178,14 +180,12 @@ def _camera(spec: MotionClips, rng: np.random.Generator) -> np.ndarray:
     return pan + rng.normal(0, spec.shake, size=(spec.num_frames, 2))
 
 
-def _view(image: np.ndarray, at: np.ndarray, side: int) -> np.ndarray:
-    """Cut a view (side, side, C) out of an image that closes at its edges, at parts of a pixel: bilinear."""
-    whole = np.floor(at).astype(int)
-    y, x = at - whole
-    rows, columns = ((first + np.arange(side + 1)) % size for first, size in zip(whole, image.shape, strict=False))
-    view = image[np.ix_(rows, columns)]
-    view = (1 - y) * view[:-1] + y * view[1:]
-    return (1 - x) * view[:, :-1] + x * view[:, 1:]
+def _shifted(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Move an image (H, W, C) that closes at its edges, by parts of a pixel: bilinear."""
+    whole = np.floor(by).astype(int)
+    (y, x), moved = by - whole, np.roll(image, tuple(-whole), (0, 1))
+    moved = (1 - y) * moved + y * np.roll(moved, -1, 0)
+    return (1 - x) * moved + x * np.roll(moved, -1, 1)
 
 
 def _paint(frame: np.ndarray, sprite: np.ndarray, middle: np.ndarray, scale: float) -> None:
