@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,9 @@ class Arm:
     @property
     def name(self) -> str:
         return f"{self.clips}-{self.title}-{self.seed}".replace(" ", "-").replace(",", "")
+
+    def do(self, bench: "TruthBench") -> dict:
+        return finetune(bench, self)
 
 
 # ------------------------------------------------------------------------------------------------------------ clips
@@ -237,7 +241,8 @@ def finetune(bench: TruthBench, arm: Arm) -> dict:
     model = BudgetModel.from_pretrained(folder, config=config, attn_implementation="masked").to(bench.device)
     model.set_up(arm, bench)
     steps, lr = bench.size.finetuning_steps, bench.size.finetuning_lr
-    train(bench, model, steps, lr, (0.9, 0.999), arm.clips, classification_loss, lambda *point: None)
+    draw = partial(bench.draw, arm.clips, config)
+    train(bench, model, steps, lr, (0.9, 0.999), draw, classification_loss, lambda *point: None)
     return {f"{ratio:g}": _evaluate(bench, model, ratio) for ratio in (arm.keep_ratio, *arm.also)}
 
 

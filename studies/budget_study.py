@@ -15,29 +15,21 @@ motion study, where four sprites move in each, and "varied" ones, where 1 to 8 d
 of its tokens. What has finished lies in --work, and the same command goes on from there.
 """
 
-import argparse
-import dataclasses
-import json
-import os
 import statistics
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
 
 import measure
-import motion_study
-import torch
-from budget_runs import Arm, TruthBench, finetune, first_run, prepare
+from budget_runs import Arm, TruthBench, first_run, prepare
 from motion_clips import CONDITIONS
 from motion_report import deviation
 from motion_runs import SIZES, Size, clips_path
-
-from everest_hf.files import write_whole
+from processes import call, do_all, parse, parser_of, run_all, run_study, write_tables
 
 FEWER = 0.2  # the ratio at which models are run that were fine-tuned at another
 HALVES = ("still camera", "moving camera")
@@ -51,46 +43,24 @@ def plan(seed: int) -> list[Arm]:
         arms += [arm(0.6), arm(0.3, also=(FEWER,)), arm(0.225), arm(FEWER)]
         arms += [arm(0.3, "batch", also=(FEWER,)), arm(0.225, "batch")]
         arms += [arm(0.3, "clip", scores, (FEWER,)) for scores in ("compensated", "true camera", "true sprites")]
-        arms += [arm(0.6, scores="compensated"), arm(0.3, "batch", "true camera", (FEWER,))]
+        arms += [arm(0.3, "batch", scores, (FEWER,)) for scores in ("true camera", "true sprites")]
+        arms += [arm(0.6, scores="compensated")]
     return arms
 
 
-_bench: TruthBench
+def draw_clips(bench: TruthBench, kind: str, split: str) -> None:
+    if not clips_path(bench.work, kind, split).exists():
+        prepare(bench, kind, split)
 
 
-def start_process(size: Size, work: Path, device: torch.device, threads: int) -> None:
-    """Prepare a process for the runs that it will be given."""
-    global _bench
-    motion_study.start_process(size, work, device, threads)
-    _bench = TruthBench(size, work, device)
-
-
-def do_prepare(kind: str, split: str) -> None:
-    if not clips_path(_bench.work, kind, split).exists():
-        prepare(_bench, kind, split)
-
-
-def do_arm(arm: Arm) -> dict:
-    """Do a run, or read what it left."""
-    path = _bench.work / f"{arm.name}.json"
-    if not path.exists():
-        record = finetune(_bench, arm)
-        write_whole(path, lambda aside: aside.write_text(json.dumps(record)))
-    return json.loads(path.read_text())
-
-
-def study(size: Size, seeds: int, executor) -> list[dict]:
+def study(size: Size, seeds: int, executor) -> dict:
     """Draw the clips, do all runs, and return what came out, by arm."""
-    motion_study.do_all(
-        executor, do_prepare, [(k, s) for k in ("clips", "varied") for s in ("train", "test")], "drawing"
-    )
-    firsts = [(first_run(size, seed),) for seed in range(seeds)]
-    motion_study.do_all(executor, motion_study.do_run, firsts, "pre-training")
+    do_all(executor, call, [(draw_clips, k, s) for k in ("clips", "varied") for s in ("train", "test")], "drawing")
+    run_all(executor, [first_run(size, seed) for seed in range(seeds)], "pre-training")
     plans = [plan(seed) for seed in range(seeds)]
-    runs = [arm for arms in plans for arm in arms]
-    records = motion_study.do_all(executor, do_arm, [(arm,) for arm in runs], "fine-tuning")
-    found = dict(zip(runs, records, strict=True))
-    return [_summary(arms, [found[arm] for arm in arms]) for arms in zip(*plans, strict=True)]
+    found = run_all(executor, chain.from_iterable(plans), "fine-tuning")
+    arms = [_summary(arms, [found[arm] for arm in arms]) for arms in zip(*plans, strict=True)]
+    return {"arms": arms}
 
 
 def _summary(arms: Iterable[Arm], records: list[dict]) -> dict:
@@ -146,35 +116,11 @@ def _row(arm: str, ratio: str, figures: dict) -> list[str]:
     return [arm, ratio, mean, seeds, *halves, *(f"{value:.0f}" for value in means)]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("cpu", "smoke"), default="cpu")
-    parser.add_argument("--seeds", type=measure.positive_int, default=3)
-    parser.add_argument(
-        "--work", type=Path, help="folder for clips, models and finished runs [runs/budget-study-SIZE]"
-    )
-    parser.add_argument("--out", type=Path, help="[benchmarks/results/budget-study-SIZE.json]")
-    args = parser.parse_args()
-    args.work = args.work or Path("runs") / f"budget-study-{args.size}"
-    args.out = args.out or measure.RESULTS / f"budget-study-{args.size}.json"
-    return args
-
-
 def main() -> None:
-    args, device = parse_arguments(), torch.device("cpu")
-    size, cores = SIZES[args.size], os.cpu_count() or 1
-    facts = measure.facts_of_run(device)
-    facts["hardware"] |= {"processes": cores, "threads": 1}
-    motion_study.claim(args.work, size, facts)
-    start = partial(start_process, size, args.work, device, 1)
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=start) as executor:
-        arms = study(size, args.seeds, executor)
-    settings = {"settings": measure.settings_of(args), "size": dataclasses.asdict(size)}
-    measure.write_json(args.out, facts | settings | {"arms": arms})
-    text = tables(arms)
-    args.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(f"{text}\n\nresults: {args.out}, {args.out.with_suffix('.md')}")
+    args = parse(parser_of(__doc__, ("cpu", "smoke")), "budget-study")
+    size = SIZES[args.size]
+    found = run_study(args, size, TruthBench, lambda executor: study(size, args.seeds, executor))
+    write_tables(args, tables(found["arms"]))
 
 
 if __name__ == "__main__":

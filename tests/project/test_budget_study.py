@@ -2,11 +2,13 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import budget_runs
 import budget_study
 import motion_runs
 import numpy as np
+import processes
 import pytest
 import torch
 from budget_runs import LEAST, MOST, Arm, BudgetModel, TruthBench
@@ -89,12 +91,12 @@ def test_more_sprites_cover_more_where_their_number_is_drawn():
 @pytest.mark.slow
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
     size = dataclasses.replace(SIZE, counts={"train": 16, "test": 64}, pretraining_steps=2, finetuning_steps=2)
-    budget_study.start_process(size, tmp_path, torch.device("cpu"), torch.get_num_threads())
+    processes.start_process(partial(TruthBench, size, tmp_path, torch.device("cpu")), torch.get_num_threads())
     with ThreadPoolExecutor(1) as executor:
         found = budget_study.study(size, 1, executor)
         times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
         assert budget_study.study(size, 1, executor) == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert len(found) == len(budget_study.plan(0))
-    assert all(0 <= f["top1"]["all"]["mean"] <= 100 for arm in found for f in arm["figures"].values())
-    assert "| batch 0.3 | 0.2 |" in budget_study.tables(found)
+    assert len(found["arms"]) == len(budget_study.plan(0))
+    assert all(0 <= f["top1"]["all"]["mean"] <= 100 for arm in found["arms"] for f in arm["figures"].values())
+    assert "| batch 0.3 | 0.2 |" in budget_study.tables(found["arms"])
