@@ -34,8 +34,12 @@ def blocks_of(name: str) -> list[tuple[str, str]]:
 BLOCKS = [block for page in PAGES if page != ERRORS for block in blocks_of(page)]
 PYTHON = [text for kind, text in BLOCKS + blocks_of("model_card.md") if kind == "python"]
 RECIPES = [text for kind, text in BLOCKS if kind == "yaml"]
-# Each once, though several pages show it.
-COMMANDS = list(dict.fromkeys(line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()))
+# Each once, though several pages show it. A block in a list is indented.
+COMMANDS = list(
+    dict.fromkeys(
+        line.strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()
+    )
+)
 
 
 def parts(program: str) -> list[list[str]]:
