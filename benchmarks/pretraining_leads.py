@@ -1,6 +1,6 @@
 """What could make pre-training on a GPU faster: each idea beside the model as it is, on the same clips, in turn.
 
-    python benchmarks/pretraining_leads.py --device cuda --sizes base --batch 256
+    python benchmarks/pretraining_leads.py --device cuda --size base --batch 256
 
 The model scores tokens in float32, which a GPU makes of three products in bf16, keeps its clips in float32, and computes
 the activation a second time in the backward pass. Training needs no more of the scores than their order. The ideas:
@@ -18,7 +18,8 @@ writes it to a JSON file after each idea; each takes about a minute to compile.
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,8 +32,9 @@ from tqdm import tqdm
 from everest_hf import kernels_everest
 from everest_hf.modeling_everest import EverestEmbeddings
 
-AS_IT_IS = "as it is"
-ALL = "all"
+PARTS = ("scores", "half", "memory", "graphs")
+AS_IT_IS, ALL = "as it is", "all"
+IDEAS = {AS_IT_IS: (), **{part: (part,) for part in PARTS}, ALL: PARTS}
 
 
 @torch.no_grad()
@@ -45,21 +47,15 @@ def embed_and_score_in_bf16(embeddings: EverestEmbeddings, patches: torch.Tensor
     return None, torch.cat([distance[:, :1], distance], dim=1).flatten(1)
 
 
-@contextmanager
-def scores() -> Iterator[None]:
-    with patch.object(EverestEmbeddings, "_embed_and_score", embed_and_score_in_bf16):
-        yield
+def call_once(function, *args, **kwargs):
+    """Do without the second computation that `checkpoint` makes in the backward pass."""
+    return function(*args)
 
 
-@contextmanager
-def memory() -> Iterator[None]:
-    with patch.object(kernels_everest, "checkpoint", lambda function, *args, **kwargs: function(*args)):
-        yield
-
-
-IDEAS = {AS_IT_IS: (), "scores": ("scores",), "half": ("half",), "memory": ("memory",), "graphs": ("graphs",)}
-IDEAS[ALL] = ("scores", "half", "memory", "graphs")
-PATCHES = {"scores": scores, "memory": memory}
+PATCHES = {
+    "scores": partial(patch.object, EverestEmbeddings, "_embed_and_score", embed_and_score_in_bf16),
+    "memory": partial(patch.object, kernels_everest, "checkpoint", call_once),
+}
 
 
 def build_step(case: Case, parts: tuple[str, ...]) -> Step:
@@ -99,8 +95,8 @@ def measure_idea(
     return figures | {"clips_per_second": case.batch / figures["seconds"]}, chosen
 
 
-def run(args: argparse.Namespace) -> list[dict]:
-    """Measure all ideas in turn."""
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure all ideas in turn; after each give what is known so far."""
     results, wanted = [], None
     common = {"dtype": "bf16", "batch": args.batch, "keep_ratio": 0.6, "device": str(args.device), "attn": "sdpa"}
     case = Case(model="everest", task="pretraining", size=args.size, **common, compile=args.compile)
@@ -109,7 +105,7 @@ def run(args: argparse.Namespace) -> list[dict]:
         wanted = chosen if wanted is None else wanted
         results.append({"idea": idea, **figures})
         measure.forget()
-    return results
+        yield results
 
 
 def table(results: list[dict]) -> str:
@@ -146,7 +142,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    measure.run_and_report(args, args.device, run, table)
+    facts = measure.facts_of_run(args.device)
+    for results in run(args):
+        measure.write_json(args.out, {**facts, "settings": measure.settings_of(args), "results": results})
+    print(f"{table(results)}\n\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and
 import measure
 from budget_runs import Arm, TruthBench, first_run, prepare
 from motion_clips import CONDITIONS
-from motion_report import deviation
+from motion_report import over_seeds, percent
 from motion_runs import SIZES, Size, clips_path
 from processes import call, do_all, parse, parser_of, run_all, run_study, write_tables
 
@@ -76,12 +76,8 @@ def _summary(arms: Iterable[Arm], records: list[dict]) -> dict:
         }
         values |= {condition: [100 * each["top1"][condition] for each in own] for condition in CONDITIONS}
         tokens = {name: statistics.fmean(each["tokens"][name] for each in own) for name in CONDITIONS}
-        figures[ratio] = {"top1": {name: _spread(v) for name, v in values.items()}, "tokens": tokens}
+        figures[ratio] = {"top1": {name: over_seeds(v) for name, v in values.items()}, "tokens": tokens}
     return {"clips": arm.clips, "arm": arm.title, "figures": figures}
-
-
-def _spread(values: list[float]) -> dict:
-    return {"mean": statistics.fmean(values), "std": deviation(values), "seeds": values}
 
 
 def tables(found: list[dict]) -> str:
@@ -109,7 +105,7 @@ def tables(found: list[dict]) -> str:
 def _row(arm: str, ratio: str, figures: dict) -> list[str]:
     top1, tokens = figures["top1"], figures["tokens"]
     seeds = ", ".join(f"{value:.1f}" for value in top1["all"]["seeds"])
-    accuracies = (f"{top1[name]['mean']:.1f} ± {top1[name]['std']:.1f}" for name in ("all", *HALVES))
+    accuracies = (percent(top1[name]) for name in ("all", *HALVES))
     means = [statistics.fmean(tokens.values())]
     means += [statistics.fmean(n for name, n in tokens.items() if name.startswith(half)) for half in HALVES]
     mean, *halves = accuracies

@@ -52,10 +52,9 @@ from few_labels_runs import (
     Probing,
     Seconds,
     Size,
-    pretraining_kind,
     time_steps,
 )
-from motion_runs import TARGETS
+from motion_runs import TARGETS, pretraining_kind
 from processes import call, do_all, parse, parser_of, remembered, run_all, run_study, write_tables
 
 Arms = dict[str, Pretraining | None]

@@ -5,11 +5,11 @@ import statistics
 from pathlib import Path
 
 import measure
-from few_labels_runs import FINETUNING_KIND, Finetuning, Seconds, pretraining_kind
+from few_labels_runs import FINETUNING_KIND, Finetuning, Seconds
 from matplotlib import pyplot as plt
 from matplotlib.ticker import ScalarFormatter
-from motion_report import deviation
-from motion_runs import TARGETS
+from motion_report import deviation, over_seeds, percent
+from motion_runs import TARGETS, pretraining_kind
 
 from everest_hf.files import write_whole
 
@@ -50,13 +50,9 @@ def seconds_before(run: Finetuning, seconds: Seconds) -> float:
 def probe_figures(records: list[dict]) -> dict:
     """Return mean and deviation over the seeds, each a mean over the draws, in percent, by probe and number of labels."""
     return {
-        kind: {labels: _over_seeds([100 * record[labels][kind] for record in records]) for labels in records[0]}
+        kind: {labels: over_seeds([100 * record[labels][kind] for record in records]) for labels in records[0]}
         for kind in PROBES
     }
-
-
-def _over_seeds(values: list[float]) -> dict:
-    return {"mean": statistics.fmean(values), "std": deviation(values), "seeds": values}
 
 
 def gains(found: dict) -> list[dict]:
@@ -102,7 +98,7 @@ def _finetuning_table(found: dict) -> str:
     for name, by_labels in arms.items():
         any_of_them = next(iter(by_labels.values()))
         seconds = f"{any_of_them['pretraining_seconds']:.0f} + {any_of_them['seconds']:.0f}"
-        cells = [_percent(by_labels[n]["top1"]) if n in by_labels else "" for n in numbers]
+        cells = [percent(by_labels[n]["top1"]) if n in by_labels else "" for n in numbers]
         rows.append([name, seconds, *cells])
     return measure.markdown_table(["fine-tuning, top-1 %", "seconds before + of it", *_header(numbers)], rows)
 
@@ -117,16 +113,12 @@ def _gain_table(found: dict) -> str:
 
 def _probe_table(found: dict, kind: str) -> str:
     numbers = list(found["probes"][0][kind])
-    rows = [[arm["arm"], *(_percent(arm[kind][n]) for n in numbers)] for arm in found["probes"]]
+    rows = [[arm["arm"], *(percent(arm[kind][n]) for n in numbers)] for arm in found["probes"]]
     return measure.markdown_table([f"{PROBES[kind]} on frozen features, top-1 %", *_header(numbers)], rows)
 
 
 def _header(numbers: list) -> list[str]:
     return [f"{n} labels a class" if int(n) > 1 else "1 label a class" for n in numbers]
-
-
-def _percent(figures: dict) -> str:
-    return f"{figures['mean']:.1f} ± {figures['std']:.1f}"
 
 
 # --------------------------------------------------------------------------------------------------------- picture

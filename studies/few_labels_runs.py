@@ -1,20 +1,27 @@
 """The runs of the study of few labels: their sizes, clips, pre-training, fine-tuning, probes and the time of steps."""
 
-import os
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
-import measure
 import motion_runs
 import numpy as np
 import torch
 import torch.nn.functional as F
-from motion_clips import CLASSES, MotionClips, Split, open_clips
-from motion_runs import ROUNDS_OF_TIMING, SMALL, TARGETS, TINY, Seconds, pretraining_kind, train
+from motion_clips import CLASSES, MotionClips, Split, open_clips, write_clips
+from motion_runs import (
+    SMALL,
+    TINY,
+    Seconds,
+    classification_loss,
+    median_seconds,
+    pretrain,
+    pretraining_steps,
+    train,
+    training_step,
+)
 
 from everest_hf import EverestConfig, EverestForVideoClassification
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos, render
@@ -96,12 +103,9 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """A run of pre-training; targets: a key of TARGETS, what it sees and predicts."""
+class Pretraining(motion_runs.Pretraining):
+    """A run of pre-training at a learning rate of its own."""
 
-    targets: str
-    seed: int
-    steps: int
     lr: float
 
     @property
@@ -109,7 +113,7 @@ class Pretraining:
         return f"pretrain-{self.targets}-{self.steps}-{self.lr:g}-{self.seed}"
 
     def do(self, bench: "Bench") -> dict:
-        return pretrain(bench, self)
+        return pretrain(bench, self, self.lr, bench.draw_unlabelled)
 
 
 @dataclass(frozen=True)
@@ -164,21 +168,6 @@ def draw_clip(spec: MotionVideos | MotionClips, split: str) -> Callable[[int], n
     return lambda index: render(spec, name, first + index)
 
 
-def write_clips(spec: MotionVideos | MotionClips, split: str, count: int, path: Path) -> None:
-    """Write clips uint8 (count, T, 3, H, W), for `open_clips`."""
-    draw = draw_clip(spec, split)
-    shape = draw(0).shape
-    clips = np.lib.format.open_memmap(path, "w+", np.uint8, (count, shape[0], 3, *shape[1:3]))
-
-    def write(index: int) -> None:
-        clips[index] = draw(index).transpose(0, 3, 1, 2)
-
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        for _ in executor.map(write, range(count)):
-            pass
-    clips.flush()
-
-
 class Bench(motion_runs.Bench):
     """What a process needs for the runs: sizes, clips and where finished runs lie."""
 
@@ -188,7 +177,9 @@ class Bench(motion_runs.Bench):
         """Open the clips of a split, and draw them first where that has not been done: uint8 (count, T, 3, H, W)."""
         path = self.work / f"{split}.npy"
         if not path.exists():
-            write_whole(path, lambda aside: write_clips(self.size.clips, split, self.size.counts[split], aside))
+            write_whole(
+                path, lambda aside: write_clips(draw_clip(self.size.clips, split), self.size.counts[split], aside)
+            )
         if split not in self.opened:
             self.opened[split] = open_clips(path)
         return self.opened[split]
@@ -209,11 +200,15 @@ class Bench(motion_runs.Bench):
         drawn = ids[torch.randint(len(ids), (batch,))]
         return self.read("train", drawn, config, at_random=True), self.labels_of(drawn)
 
-    @cached_property
-    def labelled(self) -> dict[int, torch.Tensor]:
-        """Orders of the labelled clips (classes, clips), by draw; the first k columns are the draw of k labels."""
-        labels = self.labels_of(torch.arange(LABELLED)).cpu()
-        return dict(enumerate(draw_videos(labels, MOST_DRAWS, seed=0)))
+    def draw_unlabelled(self, config: EverestConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a batch of pre-training among all training clips."""
+        return self.draw(torch.arange(self.size.counts["train"]), self.size.batch, config)
+
+    def labelled(self, draw: int, labels: int) -> torch.Tensor:
+        """Return the clips of a draw of labels, so many of each class; more labels are added to the same ones."""
+        classes = self.labels_of(torch.arange(LABELLED)).cpu()
+        *_, order = draw_videos(classes, draw + 1, seed=0)  # (classes, clips)
+        return order[:, :labels].flatten()
 
     def config(self, **fields) -> EverestConfig:
         names = dict(enumerate(self.size.classes))
@@ -229,35 +224,16 @@ class Bench(motion_runs.Bench):
         return EverestForVideoClassification.from_pretrained(folder, config=config).to(self.device)
 
 
-# Orders of the labelled clips that are drawn at once.
-MOST_DRAWS = 50
-
-
 # ------------------------------------------------------------------------------------------------------- training
-
-
-def pretrain(bench: Bench, run: Pretraining) -> dict:
-    """Pre-train and save a model."""
-    torch.manual_seed(run.seed)
-    model, curve, size = bench.pretraining_model(run.targets), [], bench.size
-
-    def loss_of(model, pixels, labels):
-        return bench.pretraining_loss(model, run.targets, pixels)
-
-    draw = partial(bench.draw, torch.arange(size.counts["train"]), size.batch, model.config)
-    train(bench, model, run.steps, run.lr, (0.9, 0.95), draw, loss_of, lambda *p: curve.append(p))
-    model.save_pretrained(bench.work / run.name)
-    return {"loss": curve}
 
 
 def finetune(bench: Bench, run: Finetuning) -> dict:
     """Fine-tune a model on few labels, and return its accuracy on validation and on test clips."""
     torch.manual_seed(1000 * run.seed + run.draw)
     model, size = bench.classifier(run.pretraining), bench.size
-    ids = bench.labelled[run.draw][:, : run.labels].flatten()
+    ids = bench.labelled(run.draw, run.labels)
     draw = partial(bench.draw, ids, size.finetuning_batch, model.config)
-    loss_of = motion_runs.classification_loss
-    train(bench, model, run.steps, run.lr, (0.9, 0.999), draw, loss_of, lambda step, loss: None)
+    train(bench, model, run.steps, run.lr, (0.9, 0.999), draw, classification_loss, lambda *point: None)
     return {split: accuracy(bench, model, split) for split in ("val", "test")}
 
 
@@ -294,7 +270,7 @@ def probe(bench: Bench, run: Probing) -> dict:
 
     def attend(number: int, draw: int, lr: float, split: str) -> float:
         model.load_state_dict(start)
-        _train_head(bench, model, tokens["train"], bench.labelled[draw][:, :number].flatten(), lr)
+        _train_head(bench, model, tokens["train"], bench.labelled(draw, number), lr)
         with torch.no_grad():
             predicted = model.eval().classifier(model.pool(tokens[split])).argmax(dim=1)
         return (predicted == labels[split]).double().mean().item()
@@ -337,28 +313,8 @@ def _tokens(bench: Bench, model, split: str) -> torch.Tensor:
 
 def time_steps(bench: Bench) -> Seconds:
     """Return the seconds of a training step of every kind, with the reading of its clips."""
-    size, steps = bench.size, {}
-    for targets in filter(None, TARGETS):
-        model = bench.pretraining_model(targets)
-        loss_of = partial(bench.pretraining_loss, model, targets)
-        draw = partial(bench.draw, torch.arange(size.counts["train"]), size.batch, model.config)
-        steps[pretraining_kind(targets)] = _step(bench, model, draw, lambda x, y, loss_of=loss_of: loss_of(x))
+    steps = pretraining_steps(bench, lambda config: partial(bench.draw_unlabelled, config))
     model = bench.classifier(None)
-    draw = partial(bench.draw, torch.arange(LABELLED), size.finetuning_batch, model.config)
-    steps[FINETUNING_KIND] = _step(bench, model, draw, partial(motion_runs.classification_loss, model))
-    seconds = measure.interleave(steps, ROUNDS_OF_TIMING, bench.device, warmup=3)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _step(bench: Bench, model, draw, loss_of):
-    optimizer = bench.optimizer(model.train(), 1e-4, (0.9, 0.999))
-
-    def step() -> None:
-        pixels, labels = draw()
-        with bench.precision():
-            loss = loss_of(pixels, labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    draw = partial(bench.draw, torch.arange(LABELLED), bench.size.finetuning_batch, model.config)
+    steps[FINETUNING_KIND] = training_step(bench, model, draw, classification_loss)
+    return median_seconds(steps, bench.device, warmup=3)

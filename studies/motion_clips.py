@@ -9,6 +9,7 @@ validation and test draw backgrounds and sprites from stocks of their own.
 A clip is a function of (spec, split, index). Sizes are in pixels, times in frames, light in grey levels of 256.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -208,12 +209,12 @@ def _sampled(image: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     return (1 - x) * rows[:, left] + x * rows[:, left + 1]
 
 
-def write_clips(spec: MotionClips, split: str, count: int, path: Path) -> None:
-    """Write clips uint8 (count, T, 3, side, side), for `open_clips`."""
-    drawn = Split(spec, split)
-    clips = np.lib.format.open_memmap(path, "w+", np.uint8, (count, spec.num_frames, 3, spec.side, spec.side))
+def write_clips(draw: Callable[[int], np.ndarray], count: int, path: Path) -> None:
+    """Write what draw(index) gives, (T, H, W, 3), as clips uint8 (count, T, 3, H, W), for `open_clips`."""
+    frames, height, width, _ = draw(0).shape
+    clips = np.lib.format.open_memmap(path, "w+", np.uint8, (count, frames, 3, height, width))
     for index in range(count):
-        clips[index] = drawn.draw(index).transpose(0, 3, 1, 2)
+        clips[index] = draw(index).transpose(0, 3, 1, 2)
     clips.flush()
 
 

@@ -46,9 +46,11 @@ def _accuracies(found: list[dict[str, float]]) -> dict:
     """Return mean and standard deviation over the seeds of top-1 in percent, over all clips and by condition."""
     values = {"all": [100 * statistics.fmean(each.values()) for each in found]}
     values |= {condition: [100 * each[condition] for each in found] for condition in CONDITIONS}
-    return {
-        "top1": {name: {"mean": statistics.fmean(v), "std": deviation(v), "seeds": v} for name, v in values.items()}
-    }
+    return {"top1": {name: over_seeds(v) for name, v in values.items()}}
+
+
+def over_seeds(values: list[float]) -> dict:
+    return {"mean": statistics.fmean(values), "std": deviation(values), "seeds": values}
 
 
 def deviation(values: list[float]) -> float:
@@ -65,7 +67,7 @@ def tables(found: dict) -> str:
     swept = [arm for arm in found["arms"] if arm["question"] == "tokens" and "inference" in arm]
     if swept:
         names = list(swept[0]["inference"])
-        rows = [[arm["arm"], *(_percent(arm["inference"][name]) for name in names)] for arm in swept]
+        rows = [[arm["arm"], *(percent(arm["inference"][name]["top1"]["all"]) for name in names)] for arm in swept]
         parts.append(measure.markdown_table(["fine-tuned at, and inference at", *names], rows))
     return "\n\n".join(parts)
 
@@ -75,11 +77,11 @@ def _row(arm: dict) -> list[str]:
     seconds = f"{arm['pretraining_seconds']:.0f} + {arm['seconds']:.0f}"
     of_each = ", ".join(f"{value:.0f}" for value in arm["top1"]["all"]["seeds"])
     by_condition = (f"{arm['top1'][name]['mean']:.1f}" for name in CONDITIONS)
-    return [arm["arm"], steps, seconds, _percent(arm), of_each, *by_condition]
+    return [arm["arm"], steps, seconds, percent(arm["top1"]["all"]), of_each, *by_condition]
 
 
-def _percent(figures: dict) -> str:
-    return f"{figures['top1']['all']['mean']:.1f} ± {figures['top1']['all']['std']:.1f}"
+def percent(figures: dict) -> str:
+    return f"{figures['mean']:.1f} ± {figures['std']:.1f}"
 
 
 def draw(found: dict, path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import measure
 import torch
@@ -110,7 +110,7 @@ class Pretraining:
         return f"pretrain-{self.targets}-{self.steps}-{self.seed}"
 
     def do(self, bench: "Bench") -> dict:
-        return pretrain(bench, self)
+        return pretrain(bench, self, bench.size.pretraining_lr, partial(bench.draw, "clips"))
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,6 @@ class Bench:
     work: Path
     device: torch.device
     opened: dict = field(default_factory=dict)
-    classes: ClassVar[tuple[str, ...]] = CLASSES
 
     def clips(self, kind: str, split: str) -> torch.Tensor:
         """Open the clips of a split: uint8 (count, T, 3, H, W)."""
@@ -184,7 +183,7 @@ class Bench:
         return self.batch(kind, "train", ids, config), labels_of(ids).to(self.device)
 
     def config(self, **fields) -> EverestConfig:
-        names = dict(enumerate(self.classes))
+        names = dict(enumerate(CLASSES))
         return EverestConfig(**self.size.config, id2label=names, label2id={v: k for k, v in names.items()}, **fields)
 
     def pretraining_model(self, targets: str) -> EverestForPreTraining:
@@ -236,17 +235,16 @@ def train(bench: Bench, model, steps: int, lr: float, betas: tuple[float, float]
             on_point(step, loss.item())
 
 
-def pretrain(bench: Bench, run: Pretraining) -> dict:
-    """Pre-train and save a model."""
+def pretrain(bench: Bench, run: Pretraining, lr: float, draw) -> dict:
+    """Pre-train and save a model; draw(config) gives the clips of a step, and their classes, which are not used."""
     torch.manual_seed(run.seed)
     model, curve = bench.pretraining_model(run.targets), []
 
     def loss_of(model, pixels, labels):
         return bench.pretraining_loss(model, run.targets, pixels)
 
-    size, on_point = bench.size, lambda *point: curve.append(point)
-    draw = partial(bench.draw, "clips", model.config)
-    train(bench, model, run.steps, size.pretraining_lr, (0.9, 0.95), draw, loss_of, on_point)
+    draw = partial(draw, model.config)
+    train(bench, model, run.steps, lr, (0.9, 0.95), draw, loss_of, lambda *point: curve.append(point))
     model.save_pretrained(bench.work / run.name)
     return {"loss": curve}
 
@@ -299,29 +297,49 @@ def evaluate(
 
 def time_steps(bench: Bench) -> Seconds:
     """Return the seconds of a training step of every kind, each on the clips of a batch: forward, backward, AdamW."""
-    steps = {}
-    for targets in filter(None, TARGETS):
-        model = bench.pretraining_model(targets)
-        loss_of = partial(bench.pretraining_loss, model, targets)
-        steps[pretraining_kind(targets)] = _step(bench, model, "clips", lambda x, y, loss_of=loss_of: loss_of(x))
+
+    def drawn(kind: str, config: EverestConfig):
+        ids = torch.arange(bench.size.batch)
+        batch = bench.batch(kind, "train", ids, config), labels_of(ids).to(bench.device)
+        return lambda: batch
+
+    steps = pretraining_steps(bench, partial(drawn, "clips"))
     kinds = [(s, r, 1.0) for s in SELECTIONS for r in RATIOS if s == "motion" or r < 1]
     for selection, ratio, factor in [*kinds, *(("motion", 0.6, f) for f in OVERSAMPLING if f > 1)]:
         fields = {"token_selection": selection, "keep_ratio": ratio, "frame_oversampling": factor}
         model = EverestForVideoClassification(bench.config(**fields)).to(bench.device)
         kind = "clips" if factor == 1 else "long_clips"
-        loss_of = partial(classification_loss, model)
-        steps[finetuning_kind(selection, ratio, factor)] = _step(bench, model, kind, loss_of)
-    seconds = measure.interleave(steps, ROUNDS_OF_TIMING, bench.device)
+        draw = drawn(kind, model.config)
+        steps[finetuning_kind(selection, ratio, factor)] = training_step(bench, model, draw, classification_loss)
+    return median_seconds(steps, bench.device)
+
+
+def pretraining_steps(bench: Bench, make_draw) -> dict[str, Callable[[], None]]:
+    """Return a step of each pre-training by its kind; make_draw(config) returns what gives the clips of a step."""
+    steps = {}
+    for targets in filter(None, TARGETS):
+        model = bench.pretraining_model(targets)
+
+        def loss_of(model, pixels, labels, targets=targets):
+            return bench.pretraining_loss(model, targets, pixels)
+
+        steps[pretraining_kind(targets)] = training_step(bench, model, make_draw(model.config), loss_of)
+    return steps
+
+
+def median_seconds(steps: dict[str, Callable[[], None]], device: torch.device, warmup: int = 1) -> Seconds:
+    seconds = measure.interleave(steps, ROUNDS_OF_TIMING, device, warmup)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _step(bench: Bench, model, kind: str, loss_of):
-    optimizer, ids = bench.optimizer(model.train(), 1e-4, (0.9, 0.999)), torch.arange(bench.size.batch)
-    pixels, labels = bench.batch(kind, "train", ids, model.config), labels_of(ids).to(bench.device)
+def training_step(bench: Bench, model, draw, loss_of) -> Callable[[], None]:
+    """Return a step of `train`, without its schedule."""
+    optimizer = bench.optimizer(model.train(), 1e-4, (0.9, 0.999))
 
     def step() -> None:
+        pixels, labels = draw()
         with bench.precision():
-            loss = loss_of(pixels, labels)
+            loss = loss_of(model, pixels, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
 
-from motion_clips import SPLITS, write_clips
+from motion_clips import SPLITS, Split, write_clips
 from motion_report import draw, summary, tables
 from motion_runs import (
     EQUAL_TIME,
@@ -135,7 +135,7 @@ def draw_clips(bench: Bench, kind: str, split: str) -> None:
     path = clips_path(bench.work, kind, split)
     if not path.exists():
         spec, count = getattr(bench.size, kind), bench.size.counts[split]
-        write_whole(path, lambda aside: write_clips(spec, split, count, aside))
+        write_whole(path, lambda aside: write_clips(Split(spec, split).draw, count, aside))
 
 
 def seconds_of_steps(bench: Bench) -> Seconds:

@@ -10,8 +10,9 @@ import processes
 import pytest
 import torch
 from few_labels_report import EVEREST, NONE, NONE_LONGER, TUBES_SHORTER
-from few_labels_runs import FINETUNING_KIND, SIZES, Bench, pretraining_kind
+from few_labels_runs import FINETUNING_KIND, SIZES, Bench
 from motion_clips import MotionClips
+from motion_runs import pretraining_kind
 
 from everest_hf.data.synthetic import DIRECTIONS, MotionVideos
 
@@ -69,12 +70,13 @@ def test_clips_of_the_splits_differ_and_repeat(tmp_path, spec):
 
 
 def test_a_draw_has_as_many_of_each_class_and_more_labels_add_to_it(tmp_path):
-    orders = Bench(SIZES["cpu"], tmp_path, torch.device("cpu")).labelled
-    assert not torch.equal(orders[0], orders[1])
-    assert torch.equal(
-        orders[0] % len(DIRECTIONS), torch.arange(len(DIRECTIONS))[:, None].expand(-1, orders[0].shape[1])
-    )
-    assert orders[0].unique().numel() == orders[0].numel() == few_labels_runs.LABELLED
+    bench = Bench(SIZES["cpu"], tmp_path, torch.device("cpu"))
+    each = few_labels_runs.LABELLED // len(DIRECTIONS)
+    clips = bench.labelled(0, each)
+    assert torch.equal(clips % len(DIRECTIONS), torch.arange(len(DIRECTIONS)).repeat_interleave(each))
+    assert clips.unique().numel() == clips.numel() == few_labels_runs.LABELLED
+    assert set(bench.labelled(0, 4).tolist()) < set(bench.labelled(0, 8).tolist())
+    assert not torch.equal(bench.labelled(0, 8), bench.labelled(1, 8))
 
 
 def test_leads_are_of_pairs_of_draw_and_seed():
