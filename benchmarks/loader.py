@@ -42,7 +42,7 @@ import measure
 import numpy as np
 import torch
 from datasets import Dataset
-from loader_scaling import PREPARED, SAMPLING, measure_scaling, prepare_each, scaling_tables
+from loader_scaling import NUM_SAMPLE, SAMPLING, measure_scaling, prepare_each, scaling_tables, ways_of
 from loader_videos import FORMATS, FPS, make_videos, name_of, real_video
 from PIL import Image
 from torchvision.transforms import v2
@@ -302,12 +302,14 @@ def run_scaling(folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]
         (folder / "real").mkdir()
         (folder / "real" / path.name).symlink_to(path)
         sources["real"] = [folder / "real" / path.name]
-    ways = 1 + len(PREPARED) + 2 + torchcodec_loads()
     results: dict[str, list[dict]] = {"prepared": [], "scaling": []}
-    with tqdm(total=len(sources) * ways * len(args.workers), dynamic_ncols=True, unit="way") as bar:
-        for name, paths in sources.items():
-            results["prepared"] += prepare_each(name, paths, folder / f"prepared {name}")
-            results["scaling"] += measure_scaling(name, paths, folder / f"prepared {name}", args, bar)
+    for name, paths in sources.items():
+        results["prepared"] += prepare_each(name, paths, folder / f"prepared {name}")
+    ways = {name: ways_of(paths, folder / f"prepared {name}", args) for name, paths in sources.items()}
+    total = sum(map(len, ways.values())) * len(args.workers)
+    with tqdm(total=total, dynamic_ncols=True, unit="way") as bar:
+        for name, of_videos in ways.items():
+            results["scaling"] += measure_scaling(name, of_videos, args, bar)
     return results
 
 
@@ -400,6 +402,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     scaling.add_argument("--step-ms", type=float, default=100, help="time that the model takes for a batch")
     parser.add_argument("--out", type=Path, help="by default loader.json or loader-scaling.json in results/")
     args = parser.parse_args(argv)
+    if args.batch % NUM_SAMPLE or args.clips % args.batch:
+        parser.error(f"--batch must be a multiple of {NUM_SAMPLE}, and --clips of --batch")
     args.out = args.out or measure.RESULTS / ("loader-scaling.json" if args.scaling else "loader.json")
     return args
 

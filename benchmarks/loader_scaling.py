@@ -9,6 +9,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,20 @@ PREPARED = {
 }
 
 
+# How many clips are cut from a video that is decoded once, and the sampled frames by which they may lie apart.
+NUM_SAMPLE, SHIFT = 4, 4
+
+
 # ---------------------------------------------------------------------------------------------------- ways of reading
+
+
+@dataclass
+class Way:
+    """A data set, how a batch is made of its items, and how many clips an item is."""
+
+    items: Any
+    collate_fn: Callable
+    clips_of_item: int = 1
 
 
 class Clips(torch.utils.data.Dataset):
@@ -92,15 +106,19 @@ def by_transformers(processor: VideoMAEVideoProcessor, path: str) -> torch.Tenso
     return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
 
 
-def ways_of(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict[str, tuple[Any, Callable]]:
-    """Return the data sets of `args.clips` clips, by what the table calls them, and how each makes a batch."""
+def ways_of(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict[str, Way]:
+    """Return the data sets of `args.clips` clips, by what the table calls them."""
     size = (args.image_size, args.image_size)
     transform = transforms.pretraining_transform(size)
     stored = {"raw": paths, **{name: sorted((folder / name).iterdir()) for name in PREPARED}}
-    ways: dict[str, tuple[Any, Callable]] = {}
-    for name, videos in stored.items():
-        rows = Dataset.from_dict({"video": repeated(list(map(str, videos)), args.clips)})
-        ways[name] = VideoClips(rows, transform, **SAMPLING), collate
+
+    def ours(videos: list[Path], num_sample: int = 1, **how) -> Way:
+        rows = Dataset.from_dict({"video": repeated(list(map(str, videos)), args.clips // num_sample)})
+        return Way(VideoClips(rows, transform, num_sample=num_sample, **SAMPLING, **how), collate, num_sample)
+
+    ways = {name: ours(videos) for name, videos in stored.items()}
+    several = f"raw, {NUM_SAMPLE} clips of a video"
+    ways |= {several: ours(paths, NUM_SAMPLE), f"{several}, shifted": ours(paths, NUM_SAMPLE, sample_shift=SHIFT)}
     processor = VideoMAEVideoProcessor(
         size={"shortest_edge": args.image_size}, crop_size={"height": args.image_size, "width": args.image_size}
     )
@@ -108,7 +126,7 @@ def ways_of(paths: list[Path], folder: Path, args: argparse.Namespace) -> dict[s
     if torchcodec_loads():
         others["torchcodec's sampler"] = partial(by_torchcodec, transform)
     for name, read in others.items():
-        ways[f"raw, {name}"] = Clips(repeated(paths, args.clips), read), default_collate
+        ways[f"raw, {name}"] = Way(Clips(repeated(paths, args.clips), read), default_collate)
     return ways
 
 
@@ -162,25 +180,26 @@ def similarity(source: Path, target: Path) -> float:
     return (alike / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean().item()
 
 
-def measure_scaling(videos: str, paths: list[Path], folder: Path, args: argparse.Namespace, bar: tqdm) -> list[dict]:
+def measure_scaling(videos: str, ways: dict[str, Way], args: argparse.Namespace, bar: tqdm) -> list[dict]:
     """Measure each way with each number of processes."""
     results = []
-    for name, (clips, collate_fn) in ways_of(paths, folder, args).items():
+    for name, way in ways.items():
         for workers in args.workers:
             bar.set_description(f"{name}, {workers}")
-            figures = figures_of(clips, collate_fn, workers, args)
+            figures = figures_of(way, workers, args)
             results.append({"videos": videos, "way": name, "workers": workers, **figures})
             bar.update()
     return results
 
 
-def figures_of(clips: Any, collate_fn: Callable, workers: int, args: argparse.Namespace) -> dict[str, float]:
+def figures_of(way: Way, workers: int, args: argparse.Namespace) -> dict[str, float]:
     """Return clips a second of all processes and of the processor, and the share of waiting beside a model."""
+    clips = len(way.items) * way.clips_of_item
     loader = DataLoader(
-        clips,
-        batch_size=args.batch,
+        way.items,
+        batch_size=args.batch // way.clips_of_item,
         num_workers=workers,
-        collate_fn=collate_fn,
+        collate_fn=way.collate_fn,
         worker_init_fn=keep_freed_memory,
         persistent_workers=True,
     )
@@ -191,8 +210,8 @@ def figures_of(clips: Any, collate_fn: Callable, workers: int, args: argparse.Na
     processor = sum(map(seconds_of, processes)) - before
     _, wait = read(loader, args.step_ms / 1000)
     return {
-        "clips_per_second": len(clips) / seconds,
-        "clips_per_processor_second": len(clips) / processor,
+        "clips_per_second": clips / seconds,
+        "clips_per_processor_second": clips / processor,
         "wait": wait,
     }
 

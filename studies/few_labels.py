@@ -13,11 +13,13 @@ EVEREST                         pre-training that sees and predicts informative 
 VideoMAE's tubes                pre-training that sees a tenth of all tokens and predicts all others
 VideoMAE's tubes, equal time    the same in the time of EVEREST's
 random tokens                   pre-training that sees and predicts as many tokens as EVEREST's, chosen at random
+random tokens, equal time       the same in the time of EVEREST's, whose steps take longer
 
 Every arm is fine-tuned on the same --draws draws of labels, each from --seeds seeds, which draw weights and batches.
 Learning rates are chosen on validation clips, among as many for every arm: that of pre-training with 8 labels a class, that
-of fine-tuning for each number of labels, both with the first draw and seed. "none, equal time" takes the rate of "none",
-8 labels a class, and as many draws as seeds, each with a seed of its own: each of its runs is as long as a pre-training.
+of fine-tuning for each number of labels, both with the first draw and seed. "none, equal time" and "random tokens, equal
+time" are fine-tuned on 8 labels a class only, at the rates of "none" and "random tokens". Of the former there are as many
+draws as seeds, each with a seed of its own: each of its runs is as long as a pre-training.
 
 How long a step takes is measured before, for all kinds in turn. --size cpu is the quickstart's model on the quickstart's
 clips, for two cores and an hour and a half; cpu-clutter has the motion study's clips and model; gpu is ViT-S on clips of
@@ -36,6 +38,8 @@ import measure
 from few_labels_report import (
     NONE,
     NONE_LONGER,
+    RANDOM,
+    RANDOM_LONGER,
     TUBES_SHORTER,
     draw,
     finetuning_figures,
@@ -73,14 +77,19 @@ def first_trials(size: Size) -> dict[tuple[str, float], Pretraining]:
     }
 
 
-def pretrainings(size: Size, seconds: Seconds, seed: int, lrs: dict[str, float]) -> dict[str, Pretraining | None]:
+def pretrainings(size: Size, seconds: Seconds, seed: int, lrs: dict[str, float]) -> Arms:
     """Return the pre-training of each arm; lrs: by targets."""
-    arms: dict[str, Pretraining | None] = {
+    arms: Arms = {
         name: Pretraining(targets, seed, size.pretraining_steps, lrs[targets]) if targets else None
         for targets, name in TARGETS.items()
     }
-    shorter = round(size.pretraining_steps * seconds[pretraining_kind("everest")] / seconds[pretraining_kind("tube")])
-    return arms | {TUBES_SHORTER: Pretraining("tube", seed, shorter, lrs["tube"])}
+    return arms | {TUBES_SHORTER: in_equal_time("tube", size, seconds, seed, lrs)}
+
+
+def in_equal_time(targets: str, size: Size, seconds: Seconds, seed: int, lrs: dict[str, float]) -> Pretraining:
+    """Return pre-training that takes the time of EVEREST's."""
+    factor = seconds[pretraining_kind("everest")] / seconds[pretraining_kind(targets)]
+    return Pretraining(targets, seed, round(size.pretraining_steps * factor), lrs[targets])
 
 
 def trials(size: Size, firsts: dict, labels: Iterable[int]) -> dict[tuple, Finetuning]:
@@ -94,9 +103,17 @@ def trials(size: Size, firsts: dict, labels: Iterable[int]) -> dict[tuple, Finet
 
 
 def finetunings(
-    size: Size, seconds: Seconds, draws: int, firsts: list[Arms], rates: dict[tuple[str, int], float]
+    size: Size,
+    seconds: Seconds,
+    draws: int,
+    firsts: list[Arms],
+    longer: list[Pretraining],
+    rates: dict[tuple[str, int], float],
 ) -> dict[tuple[str, int], list[Finetuning]]:
-    """Return the runs by arm and number of labels; firsts: the pre-trainings of each seed."""
+    """Return the runs by arm and number of labels.
+
+    firsts: the pre-trainings of each seed. longer: of each seed, on random tokens in the time of EVEREST's.
+    """
     runs: dict[tuple[str, int], list[Finetuning]] = {}
     for drawn, (seed, arms) in product(range(draws), enumerate(firsts)):
         for arm, first in arms.items():
@@ -104,10 +121,14 @@ def finetunings(
                 run = Finetuning(first, labels, drawn, seed, size.finetuning_steps, rates[arm, labels])
                 runs.setdefault((arm, labels), []).append(run)
     before = size.pretraining_steps * seconds[pretraining_kind("everest")]
-    longer = size.finetuning_steps + round(before / seconds[FINETUNING_KIND])
+    steps = size.finetuning_steps + round(before / seconds[FINETUNING_KIND])
     for labels in size.labels_of_long_runs:
         runs[NONE_LONGER, labels] = [
-            Finetuning(None, labels, i, i, longer, rates[NONE, labels]) for i in range(min(draws, len(firsts)))
+            Finetuning(None, labels, i, i, steps, rates[NONE, labels]) for i in range(min(draws, len(firsts)))
+        ]
+        runs[RANDOM_LONGER, labels] = [
+            Finetuning(first, labels, drawn, seed, size.finetuning_steps, rates[RANDOM, labels])
+            for drawn, (seed, first) in product(range(draws), enumerate(longer))
         ]
     return runs
 
@@ -161,9 +182,11 @@ def study(size: Size, draws: int, seeds: int, executor) -> dict:
     seconds = executor.submit(call, seconds_of_steps).result()
     lrs = choose_pretraining_rates(size, executor)
     firsts = [pretrainings(size, seconds, seed, lrs) for seed in range(seeds)]
-    losses = run_all(executor, [run for arms in firsts for run in arms.values() if run], "pre-training")
+    longer = [in_equal_time("random", size, seconds, seed, lrs) for seed in range(seeds)]
+    runs_before = [run for arms in firsts for run in arms.values() if run]
+    losses = run_all(executor, runs_before + longer, "pre-training")
     rates = choose_finetuning_rates(size, firsts[0], executor)
-    runs, probes = finetunings(size, seconds, draws, firsts, rates), probings(draws, firsts)
+    runs, probes = finetunings(size, seconds, draws, firsts, longer, rates), probings(draws, firsts)
     found = run_all(executor, chain.from_iterable(runs.values()), "fine-tuning")
     probed = run_all(executor, chain.from_iterable(probes.values()), "probes")
     return {

@@ -14,13 +14,14 @@ from motion_runs import TARGETS, pretraining_kind
 from everest_hf.files import write_whole
 
 EVEREST, TUBES, RANDOM, NONE = (TARGETS[key] for key in ("everest", "tube", "random", None))
-TUBES_SHORTER, NONE_LONGER = f"{TUBES}, equal time", f"{NONE}, equal time"
+TUBES_SHORTER, RANDOM_LONGER, NONE_LONGER = (f"{name}, equal time" for name in (TUBES, RANDOM, NONE))
 PROBES = {"linear": "linear classifier", "knn": "nearest neighbours", "attentive": "attentive probe"}
 STYLES = {
     EVEREST: ("C0", "-"),
     TUBES: ("C1", "-"),
     TUBES_SHORTER: ("C1", ":"),
     RANDOM: ("C2", "-"),
+    RANDOM_LONGER: ("C2", ":"),
     NONE: ("0.4", "-"),
     NONE_LONGER: ("0.4", ":"),
 }

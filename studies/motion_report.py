@@ -150,6 +150,14 @@ def _draw_convergence(axis, arms: dict) -> None:
     axis.set_xlabel("seconds of fine-tuning")
 
 
+def _draw_crops(axis, arms: dict) -> None:
+    asked = [(name, figures) for (question, name), figures in arms.items() if question == "crops"]
+    for color, (name, figures) in enumerate(asked):
+        _draw_curve(axis, figures, 1, f"C{color}", name)
+    axis.set_title("crops of a clip (validation, keep ratio 0.6)")
+    axis.set_xlabel("steps of fine-tuning")
+
+
 def _draw_curve(axis, figures: dict, unit: float, color: str, label: str) -> None:
     """Draw accuracy while a model learns, over the seeds; unit: what a step is along the axis."""
     points = zip(*figures["curves"], strict=True)  # by step, one (step, loss, accuracy) a seed
@@ -187,4 +195,5 @@ PANELS = (
     ("convergence", _draw_convergence),
     ("tokens", _draw_conditions),
     ("frames", _draw_frames),
+    ("crops", _draw_crops),
 )

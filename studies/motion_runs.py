@@ -12,6 +12,7 @@ import measure
 import torch
 from motion_clips import CLASSES, CONDITIONS, MotionClips, condition_of, label_of, open_clips
 from steps import tube_mask
+from torch.nn import functional as F
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification
@@ -21,6 +22,10 @@ from everest_hf.training.optim import parameter_groups
 RATIOS, SELECTIONS = (1.0, 0.6, 0.3, 0.1), ("motion", "random", "tube")
 TARGETS = {"everest": "EVEREST", "tube": "VideoMAE's tubes", "random": "random tokens", None: "none"}
 OVERSAMPLING = (1.0, 1.5, 3.0)
+# Clips cut from a video that is read once, and how many times as fast so many clips are read.
+NUM_SAMPLES, READ_FASTER = (1, 2, 4), {2: 1.7, 4: 3.0}
+# Pixels by which a crop may lie elsewhere than the clip; what is outside the clip is what mirrors show.
+CROP_REACH = 8
 TRAINED_FOR_SWEEP = (1.0, 0.6)
 # Of training, as in the recipes; the learning rate rises in this share of the steps, then falls to this share.
 WEIGHT_DECAY, WARMUP, FINAL_FACTOR = 0.05, 0.1, 0.02
@@ -115,7 +120,11 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """A run of fine-tuning and its evaluation; sweep: evaluate it at all other ratios and selections as well."""
+    """A run of fine-tuning and its evaluation.
+
+    sweep: evaluate it at all other ratios and selections as well. num_sample: crops of a clip that a step takes; None:
+    whole clips.
+    """
 
     pretraining: Pretraining | None
     seed: int
@@ -125,12 +134,14 @@ class Finetuning:
     clips: str = "clips"
     oversampling: float = 1.0
     sweep: bool = False
+    num_sample: int | None = None
 
     @property
     def name(self) -> str:
         start = self.pretraining.name if self.pretraining else "scratch"
         what = f"{self.clips}-{self.oversampling:g}-{self.selection}-{self.keep_ratio:g}-{self.steps}-{self.seed}"
-        return f"finetune-{what}-after-{start}"
+        crops = f"-{self.num_sample}-crops" if self.num_sample else ""
+        return f"finetune-{what}{crops}-after-{start}"
 
     def do(self, bench: "Bench") -> dict:
         return finetune(bench, self)
@@ -177,10 +188,17 @@ class Bench:
         pixels = clips.index_select(0, ids).index_select(1, frames).to(self.device)
         return normalize(pixels, config.image_mean, config.image_std)
 
-    def draw(self, kind: str, config: EverestConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a batch of training clips: as `batch` gives them, and their classes (B,)."""
-        ids = torch.randint(self.size.counts["train"], (self.size.batch,))
-        return self.batch(kind, "train", ids, config), labels_of(ids).to(self.device)
+    def draw(
+        self, kind: str, config: EverestConfig, num_sample: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a batch of training clips: as `batch` gives them, and their classes (B,).
+
+        With num_sample they are crops, so many of each clip.
+        """
+        ids = torch.randint(self.size.counts["train"], (self.size.batch // (num_sample or 1),))
+        ids = ids.repeat_interleave(num_sample or 1)
+        pixels = self.batch(kind, "train", ids, config)
+        return random_crops(pixels) if num_sample else pixels, labels_of(ids).to(self.device)
 
     def config(self, **fields) -> EverestConfig:
         names = dict(enumerate(CLASSES))
@@ -208,6 +226,15 @@ class Bench:
 
 def classification_loss(model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return model(pixels, labels=labels).loss
+
+
+def random_crops(clips: torch.Tensor) -> torch.Tensor:
+    """Move each clip (B, T, C, H, W) by at most CROP_REACH pixels in y and x; what is new at its edges is mirrored."""
+    wider = F.pad(clips.flatten(1, 2), (CROP_REACH,) * 4, mode="reflect").unflatten(1, clips.shape[1:3])
+    places = torch.randint(2 * CROP_REACH + 1, (len(clips), 2)).tolist()
+    height, width = clips.shape[-2:]
+    crops = [clip[..., y : y + height, x : x + width] for clip, (y, x) in zip(wider, places, strict=True)]
+    return torch.stack(crops)
 
 
 def labels_of(ids: torch.Tensor) -> torch.Tensor:
@@ -264,7 +291,7 @@ def finetune(bench: Bench, run: Finetuning) -> dict:
         accuracy = statistics.fmean(evaluate(bench, model, run.clips, "val").values())
         curve.append((step, loss, accuracy))
 
-    draw, lr = partial(bench.draw, run.clips, config), bench.size.finetuning_lr
+    draw, lr = partial(bench.draw, run.clips, config, run.num_sample), bench.size.finetuning_lr
     train(bench, model, run.steps, lr, (0.9, 0.999), draw, classification_loss, on_point)
     record = {"curve": curve, "test": evaluate(bench, model, run.clips, "test")}
     if run.sweep:

@@ -14,6 +14,8 @@ frames          clips three times as long, of which the action takes a third: ev
                 selection among 1.5 and 3 times as many candidates.
 convergence     (not by default) fine-tuning for four times as many steps: at keep ratios 1, 0.6 and 0.3 by motion, at
                 0.3 at random, and at 0.6 by motion after each of the pre-trainings and after none.
+crops           (not by default) fine-tuning on random crops: one, two or four of each clip in a step (`num_sample`).
+                Also one, for as many steps as can be read in the time of two and of four, which are read faster.
 
 Arms are compared after equal numbers of steps and, where the name says "equal time", after as many steps as take the
 time of EVEREST's pre-training and of fine-tuning at keep ratio 0.6 by motion. How long a step takes is measured before,
@@ -36,8 +38,10 @@ from motion_report import draw, summary, tables
 from motion_runs import (
     EQUAL_TIME,
     LONGER,
+    NUM_SAMPLES,
     OVERSAMPLING,
     RATIOS,
+    READ_FASTER,
     SELECTIONS,
     SIZES,
     TARGETS,
@@ -125,7 +129,28 @@ def convergence(size: Size, seconds: Seconds, seed: int) -> Arms:
     return arms
 
 
-QUESTIONS = {"initialisation": initialisation, "tokens": tokens, "frames": frames, "convergence": convergence}
+def crops(size: Size, seconds: Seconds, seed: int) -> Arms:
+    """Return fine-tuning on several crops of each clip."""
+    after, arms = _after_pretraining(size, seed), {}
+    for number in NUM_SAMPLES:
+        arms[_crops_of(number)] = after(size.finetuning_steps, num_sample=number)
+    for number, factor in READ_FASTER.items():
+        steps = round(size.finetuning_steps / factor)
+        arms[f"{_crops_of(1)}, reading time of {number}"] = after(steps, num_sample=1)
+    return arms
+
+
+def _crops_of(number: int) -> str:
+    return f"{number} crop{'s' if number > 1 else ''} of a clip"
+
+
+QUESTIONS = {
+    "initialisation": initialisation,
+    "tokens": tokens,
+    "frames": frames,
+    "convergence": convergence,
+    "crops": crops,
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -295,13 +295,13 @@ def test_loader_compares_raw_decoding_pipelines_and_prepared_videos(tmp_path):
 @pytest.mark.slow
 def test_loader_scaling_measures_each_way_with_each_number_of_processes(tmp_path):
     options = ["--scaling", "--videos", "ucf101", "--files", "2", "--seconds", "3", "--workers", "1", "2"]
-    options += ["--clips", "8", "--batch", "2", "--step-ms", "20", "--image-size", "64"]
+    options += ["--clips", "8", "--batch", "4", "--step-ms", "20", "--image-size", "64"]
     result, printed = result_of("loader.py", tmp_path / "scaling.json", *options)
     check_facts(result)
     cells = {(cell["way"], cell["workers"]): cell for cell in result["results"]["scaling"]}
     ways = list(dict.fromkeys(way for way, _ in cells))
     assert ways[:4] == ["raw", "prepared", "prepared, frame step", "prepared, frame step, 1 phase"]
-    assert {"raw, decord", "raw, transformers"} <= set(ways)
+    assert {"raw, decord", "raw, transformers", "raw, 4 clips of a video"} <= set(ways)
     assert set(cells) == {(way, workers) for way in ways for workers in (1, 2)}
     for cell in cells.values():
         assert cell["clips_per_second"] > 0
@@ -320,6 +320,7 @@ def test_loader_scaling_measures_each_way_with_each_number_of_processes(tmp_path
     [
         ("model.py", ["--keep-ratio", "1.5"], "'1.5' is not a share above 0 and at most 1"),
         ("loader.py", ["--backends", "opencv"], "video backend is 'opencv'; it must be one of"),
+        ("loader.py", ["--scaling", "--batch", "6"], "--batch must be a multiple of 4, and --clips of --batch"),
     ],
 )
 def test_a_bad_option_is_named(tmp_path, name, options, message):

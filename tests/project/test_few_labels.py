@@ -9,7 +9,7 @@ import few_labels_runs
 import processes
 import pytest
 import torch
-from few_labels_report import EVEREST, NONE, NONE_LONGER, TUBES_SHORTER
+from few_labels_report import EVEREST, NONE, NONE_LONGER, RANDOM_LONGER, TUBES_SHORTER
 from few_labels_runs import FINETUNING_KIND, SIZES, Bench
 from motion_clips import MotionClips
 from motion_runs import pretraining_kind
@@ -35,9 +35,13 @@ def test_arms_of_equal_time_take_it():
     size = SIZES["cpu"]
     before = size.pretraining_steps * SECONDS[pretraining_kind("everest")]
     firsts = firsts_of(size)
-    assert firsts[0][TUBES_SHORTER].steps * SECONDS[pretraining_kind("tube")] == pytest.approx(before, abs=0.05)
     rates = {(arm, labels): 1e-3 for arm in firsts[0] for labels in size.labels}
-    runs = few_labels.finetunings(size, SECONDS, 5, firsts, rates)
+    longer = [few_labels.in_equal_time("random", size, SECONDS, seed, LRS) for seed in range(3)]
+    runs = few_labels.finetunings(size, SECONDS, 5, firsts, longer, rates)
+    for arm in (TUBES_SHORTER, RANDOM_LONGER):
+        first = runs[arm, 8][0].pretraining
+        step = SECONDS[pretraining_kind(first.targets)]
+        assert first.steps * step == pytest.approx(before, abs=step)
     long_run = runs[NONE_LONGER, 8][0]
     assert (long_run.steps - size.finetuning_steps) * SECONDS[FINETUNING_KIND] == pytest.approx(before, abs=0.01)
     assert {len(each) for (arm, _), each in runs.items() if arm != NONE_LONGER} == {15}
@@ -99,7 +103,7 @@ def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
         again = few_labels.study(size, 2, 2, executor)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert len(found["finetuning"]) == 5 * 2 + 1
+    assert len(found["finetuning"]) == 5 * 2 + 2
     assert all(0 <= figures["top1"]["mean"] <= 100 for figures in found["finetuning"])
     assert f"| {NONE_LONGER} |" in few_labels_report.tables(found)
     few_labels_report.draw(found, tmp_path / "study.png")

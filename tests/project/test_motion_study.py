@@ -75,6 +75,29 @@ def test_arms_of_equal_time_take_it():
     assert arms["tokens", "motion 0.6"] == arms["initialisation", "EVEREST"]
 
 
+def test_a_crop_is_the_clip_moved_by_whole_pixels():
+    clip = torch.arange(2 * 3 * 40 * 44).float().view(1, 2, 3, 40, 44)
+    crops = motion_runs.random_crops(clip.expand(64, -1, -1, -1, -1))
+    assert crops.shape == (64, 2, 3, 40, 44)
+    middle, places = clip[0, ..., 16:24, 16:28], set()  # in all crops, and in no mirror
+    for crop in crops:
+        y, x = (crop[0, 0] == middle[0, 0, 0, 0]).nonzero().squeeze().tolist()
+        assert torch.equal(crop[..., y : y + 8, x : x + 12], middle)
+        places.add((y - 16, x - 16))
+    assert len(places) > 32
+    assert all(abs(moved) <= motion_runs.CROP_REACH for place in places for moved in place)
+
+
+def test_a_step_takes_several_crops_of_a_clip(tmp_path):
+    bench = motion_runs.Bench(motion_runs.SIZES["smoke"], tmp_path, torch.device("cpu"))
+    draw = Split(bench.size.clips, "train").draw
+    motion_clips.write_clips(draw, bench.size.counts["train"], motion_runs.clips_path(tmp_path, "clips", "train"))
+    pixels, labels = bench.draw("clips", bench.config(), num_sample=4)
+    assert len(pixels) == len(labels) == bench.size.batch
+    assert torch.equal(labels[::4].repeat_interleave(4), labels)
+    assert not torch.equal(pixels[0], pixels[1])
+
+
 @pytest.mark.slow
 def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
     size = motion_runs.SIZES["smoke"]
@@ -86,7 +109,7 @@ def test_a_study_runs_through_and_goes_on_where_it_was(tmp_path):
         again = motion_study.study(size, 1, list(motion_study.QUESTIONS), executor)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    assert len(found["arms"]) == 30
+    assert len(found["arms"]) == 35
     assert all(0 <= arm["top1"]["all"]["mean"] <= 100 for arm in found["arms"])
     assert "| motion 0.3, equal time |" in motion_report.tables(found)
     motion_report.draw(found, tmp_path / "study.png")
