@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 # What a model is trained for: reconstruction, labels, or labels with the encoder frozen.
 Task = Literal["pretrain", "finetune", "probe"]
 TASKS: tuple[Task, ...] = get_args(Task)
-Selection = Literal["motion", "random", "tube"]
+Selection = Literal["motion", "compensated", "random", "tube"]
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 TOKEN_SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
@@ -46,8 +46,9 @@ class EverestConfig(PretrainedConfig):
         norm_pix_loss: normalise each target tubelet per channel.
         image_mean, image_std: one value a channel; how `pixel_values` were normalised, undone in the targets.
     Selection of tokens (EVEREST, arXiv 2211.10636)
-        token_selection: "motion" keeps the tokens that change most between neighbouring slots; "random" and "tube"
-        (the same places in every slot) are baselines.
+        token_selection: "motion" keeps the tokens that change most between neighbouring slots. "compensated" takes off
+        what the camera's motion explains, found by block matching, before it compares slots. "random" and "tube" (the
+        same places in every slot) are baselines.
         keep_ratio: share of the tokens that the encoder sees in fine-tuning and inference; 1 is the dense ViT.
         pretraining_keep_ratio: share of the tokens that are informative in pre-training, seen or to predict.
         mask_ratio: share of all tokens that the encoder does not see in pre-training.

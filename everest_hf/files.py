@@ -126,6 +126,11 @@ def _flush(path: Path) -> None:
 # ---------------------------------------------------------------------- held by one process
 
 
+def part_suffix(shard: tuple[int, int]) -> str:
+    """Return how the names of what belongs to the i-th of n parts end, "-i-of-n"; "" for a whole. shard: (i, n)."""
+    return "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
+
+
 @contextmanager
 def held(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold a folder, which is made where it is missing, so that no other process works in it at the same time.

@@ -2,7 +2,8 @@
 
 Source: "EVEREST: Efficient Masked Video Autoencoder by Removing Redundant Spatiotemporal Tokens" (ICML 2024,
 arXiv 2211.10636). From top to bottom: embeddings (where tokens are dropped), transformer layers, the three models.
-selection_everest.py says which tokens are dropped; kernels_everest.py holds what only makes this fast.
+selection_everest.py says which tokens are dropped, camera_everest.py what changes beside the camera's motion;
+kernels_everest.py holds what only makes this fast.
 
 Letters in shapes: B clips, T frames, C channels, H x W pixels, c candidate slots, t slots, S places in a slot,
 N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values in a token's pixels, D hidden size.
@@ -29,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .camera_everest import camera_moves, changes_beside_camera
 from .configuration_everest import EverestConfig, problem_type_of
 from .kernels_everest import (
     EverestPatchProjection,
@@ -47,6 +49,7 @@ from .selection_everest import (
     draw_noise,
     gather_tokens,
     motion_scores,
+    scores_of_changes,
     select_slots,
     select_tokens,
     split_by_mask,
@@ -166,11 +169,16 @@ class EverestEmbeddings(nn.Module):
         embeddings = scores = slots = target_ids = None
         if needs_scores or config.selects_frames or output_scores:
             num_candidates = pixel_values.shape[1] // config.tubelet_size
-            embeddings, scores = self._embed_and_score(patches, num_candidates)  # (B, c * S, D), (B, c * S)
+            embeddings, scores = self._embed_and_score(pixel_values, patches)  # (B, c * S, D), (B, c * S)
             if config.selects_frames:
                 slots = self._select_slots(scores, num_candidates, grid[0], pretraining, frame_noise)  # (B, t)
-                patches, embeddings = (take_slots(x, slots, num_candidates) for x in (patches, embeddings))
-                scores = motion_scores(embeddings.unflatten(1, (grid[0], -1)))  # (B, N)
+                patches = take_slots(patches, slots, num_candidates)
+                if embeddings is None:
+                    chosen = take_slots(pixel_values.flatten(2), slots, num_candidates)
+                    scores = self.score_beside_camera(chosen.unflatten(2, pixel_values.shape[2:]))  # (B, N)
+                else:
+                    embeddings = take_slots(embeddings, slots, num_candidates)
+                    scores = motion_scores(embeddings.unflatten(1, (grid[0], -1)))  # (B, N)
 
         if bool_masked_pos is not None:
             kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
@@ -208,10 +216,39 @@ class EverestEmbeddings(nn.Module):
         return tokens + self.position_embeddings(grid)[ids].to(tokens.dtype)
 
     @torch.no_grad()
-    def _embed_and_score(self, patches: torch.Tensor, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed all tokens in float32 and score them, so that no other precision changes what is selected."""
+    def _embed_and_score(
+        self, pixel_values: torch.Tensor, patches: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Embed all tokens in float32 and score them, so that no other precision changes what is selected.
+
+        Returns no embeddings where the camera's motion is taken off: there the scores are not made of them.
+        """
+        if self.config.token_selection == "compensated":
+            return None, self.score_beside_camera(pixel_values)
+        num_slots = pixel_values.shape[1] // self.config.tubelet_size
         embeddings = project_for_scores(self.projection, patches, num_slots)  # (B, t * S, D)
         return embeddings, motion_scores(embeddings.unflatten(1, (num_slots, -1)))
+
+    @torch.no_grad()
+    def score_beside_camera(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Score the tokens of clips (B, T, C, H, W) as `motion_scores`, by changes that the camera does not explain.
+
+        Returns (B, t * S) float32. Where no motion of the camera is found, they are those of `motion_scores`.
+        """
+        config = self.config
+        slots = pixel_values.float().unflatten(1, (-1, config.tubelet_size))
+        moves = camera_moves(slots, sum(config.image_std) / len(config.image_std))  # (B, t - 1, 2)
+        return self.score_changes(changes_beside_camera(slots, moves))
+
+    @torch.no_grad()
+    def score_changes(self, changes: torch.Tensor) -> torch.Tensor:
+        """Score tokens by the changes of pixels (B, t - 1, tubelet, C, H, W) from slot to slot: (B, t * S) float32."""
+        config = self.config
+        patches = patchify(changes.float().flatten(1, 2), config.tubelet_size, config.patch_size)
+        # The projection adds a bias, which the difference of two embeddings does not have.
+        still = project(self.projection, torch.zeros_like(patches[:1, :1]), float32=True)
+        moved = project(self.projection, patches, float32=True) - still  # (B, (t - 1) * S, D)
+        return scores_of_changes(moved.unflatten(1, (changes.shape[1], -1)))
 
     def _select_slots(self, scores, num_candidates, num_slots, pretraining, noise) -> torch.Tensor:
         """Choose slots (B, t) by the config's ratio, so that the keep_ratio of a call changes no slot."""

@@ -122,7 +122,12 @@ def motion_scores(embeddings: torch.Tensor) -> torch.Tensor:
 
     embeddings: (B, t, S, D) before positions, t >= 2. Returns (B, t * S) float32. Slot 0 takes the scores of slot 1.
     """
-    distance = torch.linalg.vector_norm(embeddings.float().diff(dim=1), dim=-1)  # (B, t - 1, S)
+    return scores_of_changes(embeddings.float().diff(dim=1))
+
+
+def scores_of_changes(changes: torch.Tensor) -> torch.Tensor:
+    """Score each token by the L2 norm of its change from the slot before: (B, t - 1, S, D) gives `motion_scores`."""
+    distance = torch.linalg.vector_norm(changes, dim=-1)  # (B, t - 1, S)
     return torch.cat([distance[:, :1], distance], dim=1).flatten(1)  # (B, t * S)
 
 
@@ -145,12 +150,13 @@ def order_tubes_at_random(scores: torch.Tensor | None, noise: Noise, grid: Grid)
 
 
 # By config.token_selection: the order in which tokens are taken. Each is a pure function of
-#   scores: (B, N) motion scores, which the BLIND_SELECTIONS of the configuration may not get;
+#   scores: (B, N) scores of motion, which the BLIND_SELECTIONS of the configuration may not get;
 #   noise: noise(n) gives random numbers (B, n), for selections that draw;
 #   grid: slots, rows and columns.
 # It returns token ids (B, N), the first to be taken first, or (B, t, S), of which each slot gives the same number.
 SELECTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "motion": order_by_motion,
+    "compensated": order_by_motion,  # of other scores
     "random": order_at_random,
     "tube": order_tubes_at_random,
 }

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from everest_hf import EverestForVideoClassification
+from everest_hf.camera_everest import changes_beside_camera
 from everest_hf.configuration_everest import share_of
 from everest_hf.files import write_whole
 from everest_hf.kernels_everest import project
@@ -21,8 +22,6 @@ from everest_hf.modeling_everest import EverestForVideoClassificationOutput, pat
 from everest_hf.selection_everest import gather_tokens, sorted_ids
 
 LEAST, MOST = 0.05, 0.6
-# Pixels up to which a shift is sought, and grey levels at which the differences by which it is judged are cut off.
-REACH, CUT = 6, 18
 CALIBRATION_CLIPS = 960
 
 
@@ -65,7 +64,7 @@ def prepare(bench: Bench, kind: str, split: str) -> None:
     """Write the clips of a split, and beside them what `TruthBench` tells about each.
 
     That is how much of each token moving sprites cover (N,), and the whole pixels (t - 1, 2) by which the background
-    moves from slot to slot, truly and by estimate.
+    moves from slot to slot.
     """
     spec, count, config = specs(bench.size)[kind], bench.size.counts[split], bench.config()
     drawn, cover, camera = Split(spec, split), [], []
@@ -77,8 +76,7 @@ def prepare(bench: Bench, kind: str, split: str) -> None:
             patchify(torch.from_numpy(pixels)[None, :, None], config.tubelet_size, config.patch_size).mean(-1)
         )
         camera.append(path.reshape(-1, config.tubelet_size, 2).mean(axis=1))
-    estimated = [estimate_shifts(part, config.tubelet_size) for part in torch.from_numpy(clips).split(64)]
-    truth = {"true sprites": torch.cat(cover).float().numpy(), "compensated": torch.cat(estimated).numpy()}
+    truth = {"true sprites": torch.cat(cover).float().numpy()}
     truth["true camera"] = -np.diff(np.stack(camera), axis=1).round().astype(int)
     write_whole(truth_path(bench.work, kind, split), lambda aside: _save(aside, np.savez, **truth))
     write_whole(clips_path(bench.work, kind, split), lambda aside: _save(aside, np.save, clips))
@@ -87,22 +85,6 @@ def prepare(bench: Bench, kind: str, split: str) -> None:
 def _save(path: Path, save, *args, **kwargs) -> None:
     with path.open("wb") as file:
         save(file, *args, **kwargs)
-
-
-def estimate_shifts(clips: torch.Tensor, tubelet_size: int) -> torch.Tensor:
-    """Return the whole pixels (B, t - 1, 2) by which the slot before fits best to each slot of clips (B, T, 3, H, W).
-
-    The mean of the differences is sought to be least, each cut off at CUT, so that what moves otherwise counts little.
-    """
-    grey = clips.float().mean(2).unflatten(1, (-1, tubelet_size))  # (B, t, tubelet, H, W)
-    steps = sorted(range(-REACH, REACH + 1), key=abs)  # so that the shorter wins among equals
-    shifts = torch.tensor([(y, x) for y in steps for x in steps])
-    costs = []
-    for y, x in shifts.tolist():
-        now = grey[:, 1:, :, max(y, 0) : grey.shape[3] + min(y, 0), max(x, 0) : grey.shape[4] + min(x, 0)]
-        before = grey[:, :-1, :, max(-y, 0) : grey.shape[3] + min(-y, 0), max(-x, 0) : grey.shape[4] + min(-x, 0)]
-        costs.append((now - before).abs().clamp_max(CUT).mean((-3, -2, -1)))
-    return shifts[torch.stack(costs).argmin(0)]
 
 
 @dataclass
@@ -162,15 +144,13 @@ class BudgetModel(EverestForVideoClassification):
     @torch.no_grad()
     def score(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score the tokens (B, N) of clips as the arm does."""
+        embeddings = self.everest.embeddings
+        if self.arm.scores == "compensated":
+            return embeddings.score_beside_camera(pixels)
         slots = pixels.unflatten(1, (-1, self.config.tubelet_size))  # (B, t, tubelet, C, H, W)
-        before, seen = slots[:, :-1], True
-        if self.arm.scores in ("compensated", "true camera"):
-            before, seen = shifted(before, self.bench.truth(self.arm.scores))
-        change = torch.where(torch.as_tensor(seen), slots[:, 1:] - before, 0).flatten(1, 2)
-        patches = patchify(change, self.config.tubelet_size, self.config.patch_size)
-        projection = self.everest.embeddings.projection
-        scores = torch.linalg.vector_norm(F.linear(patches, projection.weight), dim=-1)
-        scores = torch.cat([scores[:, : scores.shape[1] // (slots.shape[1] - 1)], scores], dim=1)  # slot 0 as slot 1
+        if self.arm.scores == "true camera":
+            return embeddings.score_changes(changes_beside_camera(slots, self.bench.truth("true camera")))
+        scores = embeddings.score_changes(slots.diff(dim=1))
         # Motion breaks the ties of sprites.
         return self.bench.truth("true sprites") + 1e-6 * scores if self.arm.scores == "true sprites" else scores
 
@@ -194,25 +174,6 @@ class BudgetModel(EverestForVideoClassification):
             share = counts_above(scores, middle).float().mean().item() / scores.shape[1]
             low, high = (middle, high) if share > ratio else (low, middle)
         self.thresholds[ratio] = high
-
-
-def shifted(slots: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift slots (B, t, tubelet, C, H, W) by whole pixels (B, t, 2).
-
-    Returns them and where they show something after that, (B, t, 1, 1, H, W).
-    """
-    rows, columns = (
-        torch.arange(slots.shape[4 + axis]) - by[..., axis, None] for axis in (0, 1)
-    )  # (B, t, H), (B, t, W)
-    (rows, in_rows), (columns, in_columns) = (_within(rows, slots.shape[4]), _within(columns, slots.shape[5]))
-    seen = in_rows[..., None] & in_columns[..., None, :]
-    slots = slots.gather(4, rows[:, :, None, None, :, None].expand(slots.shape))
-    return slots.gather(5, columns[:, :, None, None, None].expand(slots.shape)), seen[:, :, None, None]
-
-
-def _within(places: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the nearest places from 0 to size - 1, and which of the places are such."""
-    return places.clamp(0, size - 1), (places >= 0) & (places < size)
 
 
 def counts_of_batch(scores: torch.Tensor, ratio: float) -> torch.Tensor:

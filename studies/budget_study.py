@@ -6,9 +6,9 @@ budget      "clip" keeps the same share of every clip. "batch" takes the highest
             that a clip with more motion gets more tokens, each clip at least LEAST and at most MOST of its own. Its
             evaluation keeps the tokens whose score exceeds a threshold. The threshold is the one that keeps the wanted
             mean share of training clips, so that what a clip gives depends on the clip alone.
-scores      "plain" are the model's. "compensated" scores come from the slot before shifted by the whole pixels that fit
-            the background best (block matching on grey frames). Two arms tell what could be had at most: "true camera"
-            shifts by where the camera really went, "true sprites" takes the tokens that moving sprites cover most.
+scores      "plain" are those of token_selection="motion", "compensated" those of token_selection="compensated". Two
+            arms tell what could be had at most: "true camera" shifts by where the camera really went, "true sprites"
+            takes the tokens that moving sprites cover most.
 
 Each arm is fine-tuned after the motion study's EVEREST pre-training, in equal steps, on two sets of clips: those of the
 motion study, where four sprites move in each, and "varied" ones, where 1 to 8 do. What an arm costs is the mean number
@@ -32,7 +32,8 @@ from motion_runs import SIZES, Size, clips_path
 from processes import call, do_all, parse, parser_of, run_all, run_study, write_tables
 
 FEWER = 0.2  # the ratio at which models are run that were fine-tuned at another
-HALVES = ("still camera", "moving camera")
+# Of the clips, each of two conditions, by how their names begin.
+HALVES = {"still half": "still camera", "moving half": "moving camera"}
 
 
 def plan(seed: int) -> list[Arm]:
@@ -42,9 +43,9 @@ def plan(seed: int) -> list[Arm]:
         arm = partial(Arm, clips, seed)
         arms += [arm(0.6), arm(0.3, also=(FEWER,)), arm(0.225), arm(FEWER)]
         arms += [arm(0.3, "batch", also=(FEWER,)), arm(0.225, "batch")]
-        arms += [arm(0.3, "clip", scores, (FEWER,)) for scores in ("compensated", "true camera", "true sprites")]
-        arms += [arm(0.3, "batch", scores, (FEWER,)) for scores in ("true camera", "true sprites")]
-        arms += [arm(0.6, scores="compensated")]
+        for scores in ("compensated", "true camera", "true sprites"):
+            arms += [arm(0.3, budget, scores, (FEWER,)) for budget in ("clip", "batch")]
+        arms += [arm(0.6, scores="compensated"), arm(FEWER, scores="compensated")]
     return arms
 
 
@@ -70,14 +71,16 @@ def _summary(arms: Iterable[Arm], records: list[dict]) -> dict:
     for ratio in records[0]:
         own = [record[ratio] for record in records]
         values = {"all": [100 * statistics.fmean(each["top1"].values()) for each in own]}
-        values |= {
-            half: [50 * sum(top1 for name, top1 in each["top1"].items() if name.startswith(half)) for each in own]
-            for half in HALVES
-        }
+        values |= {half: [100 * _mean_of(each["top1"], begin) for each in own] for half, begin in HALVES.items()}
         values |= {condition: [100 * each["top1"][condition] for each in own] for condition in CONDITIONS}
         tokens = {name: statistics.fmean(each["tokens"][name] for each in own) for name in CONDITIONS}
         figures[ratio] = {"top1": {name: over_seeds(v) for name, v in values.items()}, "tokens": tokens}
     return {"clips": arm.clips, "arm": arm.title, "figures": figures}
+
+
+def _mean_of(figures: dict[str, float], begin: str) -> float:
+    """Return the mean of the figures of the conditions that begin so."""
+    return statistics.fmean(value for name, value in figures.items() if name.startswith(begin))
 
 
 def tables(found: list[dict]) -> str:
@@ -106,8 +109,7 @@ def _row(arm: str, ratio: str, figures: dict) -> list[str]:
     top1, tokens = figures["top1"], figures["tokens"]
     seeds = ", ".join(f"{value:.1f}" for value in top1["all"]["seeds"])
     accuracies = (percent(top1[name]) for name in ("all", *HALVES))
-    means = [statistics.fmean(tokens.values())]
-    means += [statistics.fmean(n for name, n in tokens.items() if name.startswith(half)) for half in HALVES]
+    means = [statistics.fmean(tokens.values()), *(_mean_of(tokens, begin) for begin in HALVES.values())]
     mean, *halves = accuracies
     return [arm, ratio, mean, seeds, *halves, *(f"{value:.0f}" for value in means)]
 

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, LargeList, List
 from tqdm.auto import tqdm
 
-from ..files import LOCK, held, put_in_place
+from ..files import LOCK, held, part_suffix, put_in_place
 from ..video import MAX_PIXELS, TIME_LIMIT, VideoError, open_video, read_clip
 from ..video.containers import check_source
 from ..video.encoding import DEFAULT_ENCODING, Encoding, check_written, even_frames, frames_of_pictures, transcode
@@ -110,7 +110,7 @@ def prepare_videos(
     source, out = Path(source).expanduser(), Path(out).expanduser()
     rows, targets = _plan(source, out, split, options)
     chosen = sorted({target: row for row, target in enumerate(targets)}.values())  # a list may name a video twice
-    chosen, part = chosen[shard[0] :: shard[1]], f"-{shard[0]}-of-{shard[1]}" if shard[1] > 1 else ""
+    chosen, part = chosen[shard[0] :: shard[1]], part_suffix(shard)
     with _workplace(out, f".partial-{source.name}{part}", f"{LOCK}{part}") as aside:
         prepare = partial(prepare_row, encoding, fps, max_pixels, targets, aside)
         how: dict[str, Any] = {"workers": workers, "time_limit": time_limit, "url_schemes": url_schemes}

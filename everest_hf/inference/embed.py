@@ -19,7 +19,7 @@ from torch import nn
 from ..data import VideoViews
 from ..data.rows import paths_of
 from ..data.segments import segments_in
-from ..files import LOCK, held, put_in_place, write_whole
+from ..files import LOCK, held, part_suffix, put_in_place, write_whole
 from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
 from ..video import VideoError
 from .batches import pixel_values_of, reading
@@ -84,8 +84,7 @@ def embed_videos(
         "keep_ratio": keep_ratio or model.config.keep_ratio,
     }
     parts = out.with_name(f".partial-{out.name}")
-    lock = LOCK if shard[1] == 1 else f"{LOCK}-{shard[0]}-of-{shard[1]}"
-    with held(parts, lock):
+    with held(parts, f"{LOCK}{part_suffix(shard)}"):
         digest = digest_of_model(model)
         _open_parts(parts, {"model": digest, "rows": _digest_of_rows(rows), **settings})
         own = range(0, len(rows), SHARD)[shard[0] :: shard[1]]

@@ -26,7 +26,7 @@ class Slot:
     """The S tokens of a slot.
 
     tokens: (S, D), embedded, without positions. scores: (S,) float32, None where there is no slot before it. source:
-    (1, S, any), of which the scores of the slot after it are made.
+    (1, S, any), of which the scores of the slot after it are made; compensated ones of pixels, (1, tubelet_size, C, H, W).
     """
 
     tokens: torch.Tensor
@@ -69,21 +69,31 @@ class SlotEncoder:
         """
         config, projection = self.config, self._embeddings.projection
         check_inputs(config, frames[None, :1].expand(-1, config.num_frames, -1, -1, -1), None, None, None, False)
-        patches = patchify(frames[None].to(self._model.device), config.tubelet_size, config.patch_size)  # (1, S, P)
+        frames = frames[None].to(self._model.device)
+        patches = patchify(frames, config.tubelet_size, config.patch_size)  # (1, S, P)
         # One slot at a time: then the same pixels give the same embeddings to the bit, and tokens that do not change
         # tie as they do in the model.
-        if serve_as_tokens(projection, patches):
+        if config.token_selection == "compensated":
+            source, tokens = frames, project(projection, patches)
+        elif serve_as_tokens(projection, patches):
             source = project(projection, patches, float32=True)  # (1, S, D)
             tokens = source.to(working_dtype(projection, patches.device.type))
         else:
             source, tokens = patches, project(projection, patches)
         scores = None
         if self._needs_scores and before is not None:
-            pair = torch.cat([before.source, source], dim=1)  # (1, 2 * S, any)
-            if source is patches:
-                pair = project_for_scores(projection, pair, 2)
-            scores = motion_scores(pair.unflatten(1, (2, -1)))[0, patches.shape[1] :]
+            pair = torch.cat([before.source, source], dim=1)  # (1, 2 * S, any) or (1, 2 * tubelet_size, C, H, W)
+            scores = self._score(pair)[0, patches.shape[1] :]
         return Slot(tokens[0], scores, source)
+
+    def _score(self, pair: torch.Tensor) -> torch.Tensor:
+        """Score the tokens (1, 2 * S) of two slots by their sources."""
+        projection = self._embeddings.projection
+        if self.config.token_selection == "compensated":
+            return self._embeddings.score_beside_camera(pair)
+        if not serve_as_tokens(projection, pair):
+            pair = project_for_scores(projection, pair, 2)
+        return motion_scores(pair.unflatten(1, (2, -1)))
 
     @torch.no_grad()
     def encode(self, clips: Sequence[Sequence[Slot]]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -32,10 +32,12 @@ def selection_noise(seeds: torch.Tensor, config: EverestConfig, *, pretraining: 
     seeds: int64 (B,). A clip's draw follows from its seed alone, not from its place in a batch or its process. What
     the configuration has no draw for is left out.
     """
-    tokens = {"motion": config.num_informative_tokens, "random": config.num_tokens, "tube": config.num_tokens_per_slot}
     draws = {}
-    if pretraining or config.token_selection != "motion":
+    if not config.selects_by_motion:
+        tokens = {"random": config.num_tokens, "tube": config.num_tokens_per_slot}
         draws["noise"] = uniform(seeds, tokens[config.token_selection])
+    elif pretraining:
+        draws["noise"] = uniform(seeds, config.num_informative_tokens)
     if config.num_input_frames > config.num_frames:
         draws["frame_noise"] = uniform(~seeds, config.num_input_frames // config.tubelet_size)
     return draws

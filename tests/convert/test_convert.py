@@ -488,7 +488,7 @@ def test_a_converted_classifier_is_a_complete_checkpoint(tmp_path, classifier):
     report = convert_checkpoint(saved(classifier, tmp_path / "source"), out, keep_ratio=0.5)
     files = {path.name for path in out.iterdir()}
     assert files >= {"config.json", "model.safetensors", "configuration_everest.py", "modeling_everest.py"}
-    assert files >= {"selection_everest.py", "kernels_everest.py"}
+    assert files >= {"selection_everest.py", "kernels_everest.py", "camera_everest.py"}
     assert files >= {"video_processing_everest.py", "video_preprocessor_config.json"}
     assert "AutoModelForPreTraining" in json.loads((out / "config.json").read_text())["auto_map"]
     model = AutoModelForVideoClassification.from_pretrained(out)

@@ -3,6 +3,7 @@
 It shares no code with the package. Tests hold the model to it.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -59,6 +60,71 @@ def scores(tokens, slots):
             result[here] = math.sqrt(((tokens[here] - tokens[before]) ** 2).sum())
     result[:places] = result[places : 2 * places]
     return result
+
+
+def camera_moves(slots, scale):
+    """Return by how many pixels, in y and x, the picture of slots (t, tubelet, C, H, W) moved from the slot before."""
+    return [camera_move(here, before, scale) for before, here in itertools.pairwise(slots)]
+
+
+def camera_move(here, before, scale):
+    """Search the step of least difference on ever larger frames; (0, 0) where it explains less than a twentieth."""
+    pair = [slot.mean(axis=(0, 1)) - slot.mean() for slot in (here, before)]
+    levels = [pair]
+    while min(levels[-1][0].shape) >= 2 * 28:
+        levels.append([halved(frame) for frame in levels[-1]])
+    reach = margin = tuple(side // 10 for side in levels[-1][0].shape)
+    move = (0, 0)
+    for number, level in enumerate(reversed(levels)):
+        if number:
+            move, reach, margin = tuple(2 * part for part in move), (1, 1), tuple(2 * part + 1 for part in margin)
+        steps = [(y, x) for y in range(-reach[0], reach[0] + 1) for x in range(-reach[1], reach[1] + 1)]
+        steps = sorted(steps, key=lambda step: abs(step[0]) + abs(step[1]))
+        moves = [(move[0] + y, move[1] + x) for y, x in steps]
+        costs = [difference(*level, each, margin, scale) for each in moves]
+        best = costs.index(min(costs))
+        move = moves[best]
+    return move if costs[best] < 0.95 * difference(*levels[0], (0, 0), margin, scale) else (0, 0)
+
+
+def halved(frame):
+    """Return the means of the squares of two by two pixels; a last odd row or column is left out."""
+    height, width = (side // 2 * 2 for side in frame.shape)
+    frame = frame[:height, :width]
+    return (frame[::2, ::2] + frame[1::2, ::2] + frame[::2, 1::2] + frame[1::2, 1::2]) / 4
+
+
+def difference(here, before, move, margin, scale):
+    """Return the mean difference of two frames (H, W), the second moved, of the pixels a margin from the edges."""
+    height, width = here.shape
+    stride = 2 if min(height, width) >= 4 * 28 else 1
+    differences = []
+    for y in range(margin[0], height - margin[0], stride):
+        for x in range(margin[1], width - margin[1], stride):
+            differences.append(min(abs(here[y, x] - before[y - move[0], x - move[1]]), 8 / 255 / scale))
+    return sum(differences) / len(differences)
+
+
+def changes_beside_camera(slots, moves):
+    """Return each slot (tubelet, C, H, W) less the one before it, moved; 0 where that one showed nothing."""
+    changes = []
+    for before, here, (down, right) in zip(slots[:-1], slots[1:], moves, strict=True):
+        change = np.zeros_like(here)
+        height, width = here.shape[-2:]
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y - down < height and 0 <= x - right < width:
+                    change[..., y, x] = here[..., y, x] - before[..., y - down, x - right]
+        changes.append(change)
+    return changes
+
+
+def compensated_scores(clip, weight, scale):
+    """Score the tokens of a clip (T, C, H, W) by what changes beside the camera's motion; slot 0 as slot 1."""
+    slots = list(clip.reshape(-1, weight.shape[2], *clip.shape[1:]))
+    changes = changes_beside_camera(slots, camera_moves(slots, scale))
+    found = [np.sqrt((embed(change, weight, 0.0) ** 2).sum(axis=1)) for change in changes]
+    return np.concatenate([found[0], *found])
 
 
 def top(values, count):

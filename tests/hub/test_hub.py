@@ -27,6 +27,7 @@ from everest_hf.training.run import Run
 
 MODEL_FILES = {
     "README.md",
+    "camera_everest.py",
     "config.json",
     "configuration_everest.py",
     "kernels_everest.py",

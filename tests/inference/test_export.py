@@ -19,7 +19,14 @@ from helpers.videos import real_clips, write_clip
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli, inference
 from everest_hf.inference import export
 
-CASES = [("onnx", "classifier"), ("onnx", "autoencoder"), ("pt2", "classifier"), ("pt2", "selecting")]
+CASES = [
+    ("onnx", "classifier"),
+    ("onnx", "autoencoder"),
+    ("onnx", "compensated"),
+    ("pt2", "classifier"),
+    ("pt2", "selecting"),
+    ("pt2", "compensated"),
+]
 LABELS = ["climb", "dive", "jump", "run", "swim"]
 
 
@@ -30,6 +37,7 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
     kinds = {
         "classifier": (EverestForVideoClassification, names, {"frame_step": 2}),
         "selecting": (EverestForVideoClassification, {"frame_oversampling": 1.5}, {"frame_sampling": "segment"}),
+        "compensated": (EverestForVideoClassification, {"token_selection": "compensated"}, {"frame_step": 2}),
         "autoencoder": (EverestForPreTraining, {}, {"frame_step": 3}),
     }
     for name, (cls, fields, sampling) in kinds.items():

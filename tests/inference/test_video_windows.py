@@ -36,6 +36,7 @@ def models() -> dict[str, torch.nn.Module]:
         "normed": build(EverestModel, use_mean_pooling=False),
         "first_token": build(EverestForVideoClassification, use_mean_pooling=False),
         "attentive": build(EverestForVideoClassification, attentive_pooling=True),
+        "compensated": build(EverestForVideoClassification, token_selection="compensated"),
         "random": build(EverestForVideoClassification, token_selection="random"),
         "tube": build(EverestForVideoClassification, token_selection="tube"),
     }
@@ -88,7 +89,7 @@ def test_outputs_are_those_of_the_window_alone(models, video, stride, keep_ratio
     assert torch.stack([window.logits for window in found]).std(dim=0).min() > 1e-3  # windows differ
 
 
-@pytest.mark.parametrize("name", ["encoder", "normed", "first_token", "attentive", "random", "tube"])
+@pytest.mark.parametrize("name", ["encoder", "normed", "first_token", "attentive", "compensated", "random", "tube"])
 def test_models_of_every_kind(models, video, name):
     assert_alone(models[name], video, stride=5)
 

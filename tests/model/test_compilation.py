@@ -18,9 +18,10 @@ def draws(model):
 
 
 @pytest.mark.parametrize("model_class", MODELS)
-def test_compiled_in_one_graph_training_is_the_same(model_class):
+@pytest.mark.parametrize("selection", ["motion", "compensated"])
+def test_compiled_in_one_graph_training_is_the_same(model_class, selection):
     torch._dynamo.reset()
-    model = build(model_class, frame_oversampling=1.5, num_hidden_layers=1).train()
+    model = build(model_class, token_selection=selection, frame_oversampling=1.5, num_hidden_layers=1).train()
     pixel_values, kwargs = clips(model.config), draws(model)
     expected = gradients(model, pixel_values, **kwargs)
     model.compile(fullgraph=True, backend="aot_eager")
@@ -52,9 +53,10 @@ def test_training_that_draws_by_itself_compiles_in_one_graph(model_class, select
     assert torch.isfinite(output.logits).all()
 
 
-def test_inductor_gives_the_same():
+@pytest.mark.parametrize("selection", ["motion", "compensated"])
+def test_inductor_gives_the_same(selection):
     torch._dynamo.reset()
-    model = build(EverestForVideoClassification, num_hidden_layers=1)
+    model = build(EverestForVideoClassification, token_selection=selection, num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         expected, output = model(clips()), compiled(clips())

@@ -92,7 +92,7 @@ def kept_bytes(config, task, **kwargs):
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "probe", "inference"])
 @pytest.mark.parametrize("oversampling", [1.0, 1.5])
-@pytest.mark.parametrize("selection", ["motion", "random", "tube"])
+@pytest.mark.parametrize("selection", ["motion", "compensated", "random", "tube"])
 def test_operations_are_those_that_torch_counts(selection, oversampling, task):
     config = tiny_config(token_selection=selection, frame_oversampling=oversampling)
     cost = clip_cost(config, task)

@@ -215,10 +215,12 @@ def test_forward_never_waits_for_the_device(model_class, training):
     # `if`) raises, and a copy between host and device is seen.
     for overrides in (
         {},
+        {"token_selection": "compensated"},
         {"token_selection": "random"},
         {"token_selection": "tube"},
         {"keep_ratio": 1},
         {"frame_oversampling": 1.5},
+        {"frame_oversampling": 1.5, "token_selection": "compensated"},
         {"frame_oversampling": 1.5, "token_selection": "random"},
     ):
         model = build(model_class, **overrides, drop_path_rate=0.1).train(training)

@@ -14,7 +14,7 @@ from helpers.tiny import TINY, tiny_config
 
 from everest_hf import EverestForVideoClassification
 
-CODE = ("configuration_everest", "kernels_everest", "modeling_everest", "selection_everest")
+CODE = ("camera_everest", "configuration_everest", "kernels_everest", "modeling_everest", "selection_everest")
 
 SUBCLASS = """
 from {origin} import EverestForVideoClassification

@@ -210,8 +210,15 @@ def test_partly_still_clips_break_their_ties_by_the_lower_id():
 @pytest.mark.parametrize("model_class", MODELS)
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"token_selection": "random"}, {"token_selection": "tube"}, {"frame_oversampling": 1.5}],
-    ids=["motion", "random", "tube", "frames"],
+    [
+        {},
+        {"token_selection": "compensated"},
+        {"token_selection": "random"},
+        {"token_selection": "tube"},
+        {"frame_oversampling": 1.5},
+        {"frame_oversampling": 1.5, "token_selection": "compensated"},
+    ],
+    ids=["motion", "compensated", "random", "tube", "frames", "compensated frames"],
 )
 def test_batch_mates_do_not_matter(model_class, overrides):
     model = build(model_class, **overrides)
@@ -229,9 +236,10 @@ def test_batch_mates_do_not_matter(model_class, overrides):
 
 @pytest.mark.parametrize("model_class", MODELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("oversampling", [1.0, 1.5])
-def test_selection_is_the_same_in_every_precision(model_class, dtype, oversampling):
-    model = build(model_class, frame_oversampling=oversampling).to(dtype).float()  # values that the dtype can hold
+@pytest.mark.parametrize(("selection", "oversampling"), [("motion", 1.0), ("motion", 1.5), ("compensated", 1.0)])
+def test_selection_is_the_same_in_every_precision(model_class, dtype, selection, oversampling):
+    model = build(model_class, token_selection=selection, frame_oversampling=oversampling)
+    model = model.to(dtype).float()  # values that the dtype can hold
     pixel_values = clips(model.config).to(dtype)
     pixel_values[:, :, :, :8] = pixel_values[:, :1, :, :8]
     expected = ids_of(model(pixel_values.float()))
@@ -414,6 +422,6 @@ def test_a_strategy_is_a_function_and_its_name(monkeypatch):
 
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="token_selection is 'stillness'; it must be one of 'motion', 'random', 'tube'"
+        ValueError, match="token_selection is 'stillness'; it must be one of 'motion', 'compensated', 'random', 'tube'"
     ):
         model(clips())

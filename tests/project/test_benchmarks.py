@@ -88,6 +88,18 @@ def test_mlp_compares_the_ways_of_inference(tmp_path):
     assert sum(line.startswith("| tiny") for line in printed.splitlines()) == 2
 
 
+def test_compensation_compares_both_selections(tmp_path):
+    options = ["--sizes", "tiny", "--batch", "1", "--repeats", "2", "--device", "cpu"]
+    result, printed = result_of("compensation.py", tmp_path / "compensation.json", *options)
+    check_facts(result)
+    assert [case["task"] for case in result["results"]] == ["pretraining", "finetuning", "inference"]
+    for case in result["results"]:
+        for selection in ("motion", "compensated"):
+            check_timing(case[selection], repeats=2)
+        assert case["ratio"] > 0
+    assert sum(line.startswith("| tiny") for line in printed.splitlines()) == 3
+
+
 EFFICIENCY = ["--sizes", "tiny", "--dtypes", "fp32", "--ratios", "1", "0.5", "--repeats", "2", "--device", "cpu"]
 
 

@@ -15,6 +15,7 @@ from budget_runs import LEAST, MOST, Arm, BudgetModel, TruthBench
 from motion_clips import MotionClips, Split
 
 from everest_hf import EverestForVideoClassification
+from everest_hf.camera_everest import camera_moves, changes_beside_camera
 from everest_hf.configuration_everest import share_of
 
 SIZE = motion_runs.SIZES["smoke"]
@@ -66,20 +67,20 @@ def test_a_batch_takes_its_highest_scores_within_the_bounds_of_a_clip(ratio):
     assert budget_runs.counts_of_batch(scores, ratio).tolist() == counts
 
 
-def test_the_shift_of_a_camera_takes_the_background_away_and_is_estimated():
+def test_the_true_move_of_a_camera_takes_the_background_away_and_is_found():
     spec = MotionClips(num_frames=4, action_frames=4, num_moving=2, noise=0.0, pan=4.0, shake=0.0)
     split, index = Split(spec, "val"), 16  # the camera moves in the second round of the classes
     clip = torch.from_numpy(split.draw(index)).permute(0, 3, 1, 2)[None]  # (1, T, C, H, W)
     cover, camera = split.draw_truth(index)
-    by = torch.from_numpy(-np.diff(camera, axis=0).round().astype(int))[None]
-    assert by.any()
+    moves = torch.from_numpy(-np.diff(camera, axis=0).round().astype(int))[None]
+    assert moves.any()
     assert 0 < cover.mean() < 0.3
-    slots = clip[:, :, None].float()
-    before, seen = budget_runs.shifted(slots[:, :-1], by)
-    background = seen[0, :, 0, 0].numpy() & (cover[1:] + cover[:-1] == 0)
-    plain, compensated = ((slots[:, 1:] - x).abs().mean(3)[0, :, 0].numpy() for x in (slots[:, :-1], before))
-    assert np.median(compensated[background]) < np.median(plain[background]) / 2
-    assert (budget_runs.estimate_shifts(clip, tubelet_size=1) - by).abs().max() <= 1
+    slots = clip[:, :, None].float() / 255
+    background = cover[1:] + cover[:-1] == 0
+    changes = [slots.diff(dim=1), changes_beside_camera(slots, moves)]
+    plain, compensated = (change.abs().mean(3)[0, :, 0].numpy()[background] for change in changes)
+    assert np.median(compensated) < np.median(plain) / 2
+    assert (camera_moves(slots) - moves).abs().max() <= 1
 
 
 def test_more_sprites_cover_more_where_their_number_is_drawn():
