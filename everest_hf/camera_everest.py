@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from .configuration_everest import share_of
 from .selection_everest import sorted_ids
 
 # The search begins on frames of which the smaller side is this to twice this. It goes on at double size, up to the frames'
 # own, pixel by pixel.
 SIDE_OF_SEARCH = 28
-# The largest move that is found, as a part of the frame's side: one tenth in each direction.
-LARGEST_MOVE = 10
-# Differences count up to this (of pixels in [0, 1]), so that what moves on its own, however bright, counts little.
+# The largest move that is found, as a share of the frame's side.
+LARGEST_MOVE = 0.1
+# Differences of pixels in [0, 1] count up to this, so that what moves on its own, however bright, counts little.
 LARGEST_DIFFERENCE = 8 / 255
 # A move is believed if it takes at least a twentieth off the difference. Noise and flat walls do less.
 BELIEVED = 0.95
@@ -35,7 +36,7 @@ def camera_moves(slots: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         levels.append(F.avg_pool2d(levels[-1], 2))
     largest = LARGEST_DIFFERENCE / scale
     height, width = levels[-1].shape[-2:]
-    reach = margin = height // LARGEST_MOVE, width // LARGEST_MOVE
+    reach = margin = share_of(LARGEST_MOVE, height), share_of(LARGEST_MOVE, width)
     moves = torch.zeros(*grey[:, 1:].shape[:2], 2, dtype=torch.int64, device=grey.device)
     for i, level in enumerate(reversed(levels)):
         if i:
@@ -65,7 +66,8 @@ def _differences(
     """Return how much each slot differs from the one before, which was moved by `moves` and by each step up to `reach`.
 
     grey: (B, t, H, W). moves: (B, t - 1, 2). All are compared on the same pixels, those at least `margin` from the
-    frame's edges (no move with its step is larger), and of large frames on every second row and column. Returns (B, t - 1, 2 * reach[0] + 1, 2 * reach[1] + 1).
+    frame's edges (no move with its step is larger), and of large frames on every second row and column. Returns
+    (B, t - 1, 2 * reach[0] + 1, 2 * reach[1] + 1).
     """
     height, width = grey.shape[-2:]
     (far_y, far_x), (margin_y, margin_x) = reach, margin

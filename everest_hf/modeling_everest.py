@@ -173,12 +173,7 @@ class EverestEmbeddings(nn.Module):
             if config.selects_frames:
                 slots = self._select_slots(scores, num_candidates, grid[0], pretraining, frame_noise)  # (B, t)
                 patches = take_slots(patches, slots, num_candidates)
-                if embeddings is None:
-                    chosen = take_slots(pixel_values.flatten(2), slots, num_candidates)
-                    scores = self.score_beside_camera(chosen.unflatten(2, pixel_values.shape[2:]))  # (B, N)
-                else:
-                    embeddings = take_slots(embeddings, slots, num_candidates)
-                    scores = motion_scores(embeddings.unflatten(1, (grid[0], -1)))  # (B, N)
+                embeddings, scores = self._score_chosen(pixel_values, embeddings, slots)  # (B, N, D), (B, N)
 
         if bool_masked_pos is not None:
             kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
@@ -228,6 +223,17 @@ class EverestEmbeddings(nn.Module):
         num_slots = pixel_values.shape[1] // self.config.tubelet_size
         embeddings = project_for_scores(self.projection, patches, num_slots)  # (B, t * S, D)
         return embeddings, motion_scores(embeddings.unflatten(1, (num_slots, -1)))
+
+    def _score_chosen(
+        self, pixel_values: torch.Tensor, embeddings: torch.Tensor | None, slots: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return what `_embed_and_score` gives of the chosen slots (B, t) alone; embeddings: of all candidates."""
+        num_candidates = pixel_values.shape[1] // self.config.tubelet_size
+        if embeddings is None:
+            chosen = take_slots(pixel_values.flatten(2), slots, num_candidates)  # (B, T, C * H * W)
+            return None, self.score_beside_camera(chosen.unflatten(2, pixel_values.shape[2:]))
+        embeddings = take_slots(embeddings, slots, num_candidates)
+        return embeddings, motion_scores(embeddings.unflatten(1, (slots.shape[1], -1)))
 
     @torch.no_grad()
     def score_beside_camera(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -719,8 +725,8 @@ class EverestModel(EverestPreTrainedModel):
                 True for the tokens to drop. It replaces the selection. Each clip must keep the same number. The model
                 reads that number from the mask: it waits for the device, and breaks a compiled graph in two.
             noise (`torch.FloatTensor`, *optional*):
-                Random numbers, uniform in [0, 1), of the selections "random" `(B, N)` and "tube" `(B, S)`; "motion"
-                uses none. By default training draws them, and evaluation uses the same fixed ones for every clip.
+                Random numbers, uniform in [0, 1), of the selections "random" `(B, N)` and "tube" `(B, S)`; the others
+                use none. By default training draws them, and evaluation uses the same fixed ones for every clip.
             frame_noise (`torch.FloatTensor` of shape `(B, c)`, *optional*):
                 Random numbers, uniform in [0, 1), of frame selection. By default training draws them, and evaluation
                 uses none.
@@ -807,9 +813,9 @@ class EverestForPreTraining(EverestPreTrainedModel):
             bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*):
                 True for the tokens to predict, as in VideoMAE. It replaces the selection.
             noise (`torch.FloatTensor`, *optional*):
-                Random numbers, uniform in [0, 1), that decide which tokens are visible: `(B, K + M)` for "motion",
-                one for each informative token in the order of falling score; `(B, N)` for "random"; `(B, S)` for
-                "tube".
+                Random numbers, uniform in [0, 1), that decide which tokens are visible: `(B, K + M)` for "motion"
+                and "compensated", one for each informative token in the order of falling score; `(B, N)` for "random";
+                `(B, S)` for "tube".
             return_loss (`bool`, *optional*, defaults to `True`):
                 Return the loss too.
         """
