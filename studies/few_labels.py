@@ -22,7 +22,7 @@ time" are fine-tuned on 8 labels a class only, at the rates of "none" and "rando
 draws as seeds, each with a seed of its own: each of its runs is as long as a pre-training.
 
 How long a step takes is measured before, for all kinds in turn. --size cpu is the quickstart's model on the quickstart's
-clips, for two cores and an hour and a half; cpu-clutter has the motion study's clips and model; gpu is ViT-S on clips of
+clips, for two cores and two hours; cpu-clutter has the motion study's clips and model; gpu is ViT-S on clips of
 112 x 112, which nobody has run yet; smoke only shows that everything runs. On a CPU each run has a core of its own. What
 has finished lies in --work, and the same command goes on from there.
 """
