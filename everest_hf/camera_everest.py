@@ -6,7 +6,6 @@ It is for token_selection="compensated". All are pure functions. Letters in shap
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from .configuration_everest import share_of
 from .selection_everest import sorted_ids
@@ -33,7 +32,7 @@ def camera_moves(slots: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     grey = slots.float().mean((2, 3))  # (B, t, H, W)
     levels = [grey - grey.mean((-2, -1), keepdim=True)]
     while min(levels[-1].shape[-2:]) >= 2 * SIDE_OF_SEARCH:
-        levels.append(F.avg_pool2d(levels[-1], 2))
+        levels.append(_halved(levels[-1]))
     largest = LARGEST_DIFFERENCE / scale
     height, width = levels[-1].shape[-2:]
     reach = margin = share_of(LARGEST_MOVE, height), share_of(LARGEST_MOVE, width)
@@ -47,6 +46,13 @@ def camera_moves(slots: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         moves = moves + steps[best.indices]
     still = _differences(levels[0], torch.zeros_like(moves), (0, 0), margin, largest)[..., 0, 0]
     return moves * (best.values < BELIEVED * still)[..., None]
+
+
+def _halved(images: torch.Tensor) -> torch.Tensor:
+    """Return the means of two by two pixels of images (..., H, W); a last odd row or column is left out."""
+    height, width = (side // 2 * 2 for side in images.shape[-2:])
+    rows = images[..., 0:height:2, :width] + images[..., 1:height:2, :width]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
 def _steps(reach: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +112,7 @@ def changes_beside_camera(slots: torch.Tensor, moves: torch.Tensor) -> torch.Ten
     places = (rows[..., None] * width + columns[..., None, :]).flatten(-2)  # (B, t - 1, H * W)
     before = slots[:, :-1].flatten(-2)  # (B, t - 1, tubelet, C, H * W)
     before = before.gather(-1, places[:, :, None, None].expand_as(before)).unflatten(-1, (height, width))
-    return (slots[:, 1:] - before).mul_(seen[:, :, None, None])
+    return (slots[:, 1:] - before).mul_(seen[:, :, None, None].to(slots.dtype))
 
 
 def _within(places: torch.Tensor, size: int) -> torch.Tensor:
