@@ -4,8 +4,8 @@
     python benchmarks/compensation.py --sizes base --dtypes bf16 --batch 64 --device cuda --compile
 
 Both keep as many tokens, so that the rest of a step costs the same. The steps are made in turn, by one model on the same
-clips, which pan as a camera does; --clips chooses others. Prints a Markdown table and writes every repetition to a JSON
-file. The defaults take about four minutes on two idle cores.
+clips, which pan as a camera does. Prints a Markdown table and writes every repetition to a JSON file. The defaults take
+about four minutes on two idle cores.
 """
 
 import argparse

@@ -38,8 +38,9 @@ IDEAS = {AS_IT_IS: (), **{part: (part,) for part in PARTS}, ALL: PARTS}
 
 
 @torch.no_grad()
-def embed_and_score_in_bf16(embeddings: EverestEmbeddings, patches: torch.Tensor, num_slots: int):
+def embed_and_score_in_bf16(embeddings: EverestEmbeddings, pixel_values: torch.Tensor, patches: torch.Tensor):
     """Score tokens (B, t * S, P) by one product in bf16, as `motion_scores` does of float32: None and (B, t * S)."""
+    num_slots = pixel_values.shape[1] // embeddings.config.tubelet_size
     change = patches.unflatten(1, (num_slots, -1)).diff(dim=1)  # (B, t - 1, S, P)
     with kernels_everest.without_autocast(patches.device.type):
         moved = F.linear(change.bfloat16(), embeddings.projection.weight.bfloat16())  # (B, t - 1, S, D)

@@ -22,7 +22,8 @@ from everest_hf.training.optim import parameter_groups
 RATIOS, SELECTIONS = (1.0, 0.6, 0.3, 0.1), ("motion", "random", "tube")
 TARGETS = {"everest": "EVEREST", "tube": "VideoMAE's tubes", "random": "random tokens", None: "none"}
 OVERSAMPLING = (1.0, 1.5, 3.0)
-# Clips cut from a video that is read once, and how many times as fast so many clips are read.
+# Clips cut from a video that is read once, and how many times as fast so many clips are read. `benchmarks/loader.py
+# --scaling` measures that of 4; that of 2 follows, as what is shared is read once.
 NUM_SAMPLES, READ_FASTER = (1, 2, 4), {2: 1.7, 4: 3.0}
 # Pixels by which a crop may lie elsewhere than the clip; what is outside the clip is what mirrors show.
 CROP_REACH = 8

@@ -242,8 +242,8 @@ def test_scores_in_16_bits_are_those_of_the_model_but_for_their_precision():
     step = leads.Step(leads.Case("everest", "pretraining", "tiny", "fp32", 2, 0.6, "cpu", "sdpa"))
     embeddings, pixels = step.model.everest.embeddings, step.inputs["pixel_values"]
     patches = patchify(pixels, step.model.config.tubelet_size, step.model.config.patch_size)
-    _, exact = embeddings._embed_and_score(patches, step.model.config.num_slots)
-    _, rough = leads.embed_and_score_in_bf16(embeddings, patches, step.model.config.num_slots)
+    _, exact = embeddings._embed_and_score(pixels, patches)
+    _, rough = leads.embed_and_score_in_bf16(embeddings, pixels, patches)
     torch.testing.assert_close(rough, exact, rtol=2e-2, atol=0)
 
 
