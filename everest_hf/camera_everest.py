@@ -93,9 +93,10 @@ def _differences(
 
 
 def _take(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Take rows (..., h) and columns (..., w) of images (..., H, W): (..., h, w)."""
+    """Take rows (..., h) and columns (..., w) of images (..., H, W): (..., h, w). Sizes of 1 in front are expanded."""
     places = rows[..., None] * images.shape[-1] + columns[..., None, :]  # (..., h, w)
-    return images.flatten(-2).gather(-1, places.flatten(-2)).unflatten(-1, places.shape[-2:])
+    flat = places.flatten(-2).expand(*images.shape[:-2], -1)
+    return images.flatten(-2).gather(-1, flat).unflatten(-1, places.shape[-2:])
 
 
 def changes_beside_camera(slots: torch.Tensor, moves: torch.Tensor) -> torch.Tensor:
@@ -109,9 +110,7 @@ def changes_beside_camera(slots: torch.Tensor, moves: torch.Tensor) -> torch.Ten
     columns = torch.arange(width, device=slots.device) - moves[..., 1:]  # (B, t - 1, W)
     seen = _within(rows, height)[..., None] & _within(columns, width)[..., None, :]  # (B, t - 1, H, W)
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    places = (rows[..., None] * width + columns[..., None, :]).flatten(-2)  # (B, t - 1, H * W)
-    before = slots[:, :-1].flatten(-2)  # (B, t - 1, tubelet, C, H * W)
-    before = before.gather(-1, places[:, :, None, None].expand_as(before)).unflatten(-1, (height, width))
+    before = _take(slots[:, :-1], rows[:, :, None, None], columns[:, :, None, None])
     return (slots[:, 1:] - before).mul_(seen[:, :, None, None].to(slots.dtype))
 
 

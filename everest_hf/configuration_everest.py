@@ -225,6 +225,11 @@ class EverestConfig(PretrainedConfig):
         return self.token_selection not in BLIND_SELECTIONS
 
     @property
+    def compensates_camera(self) -> bool:
+        """Whether what the camera's motion explains is taken off before slots are compared."""
+        return self.token_selection == "compensated"
+
+    @property
     def selects_frames(self) -> bool:
         """Whether the model takes more frames than it works on."""
         return self.num_input_frames > self.num_frames

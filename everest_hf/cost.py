@@ -155,14 +155,13 @@ def _add_embedding(work: _Work, config: EverestConfig, task: Use, keep_ratio: fl
     """
     tokens, product = _encoder_tokens(config, task, keep_ratio), config.tubelet_dim * config.hidden_size
     dense = task != "pretrain" and (config.keep_ratio if keep_ratio is None else keep_ratio) == 1
-    compensated = config.token_selection == "compensated"
     scored = 0
     if config.selects_frames or (config.selects_by_motion and not dense):
         scored = _scored_tokens(config, config.num_input_frames // config.tubelet_size)
-        if compensated and config.selects_frames:  # once more, of the slots that are chosen
+        if config.compensates_camera and config.selects_frames:  # once more, of the slots that are chosen
             scored += _scored_tokens(config, config.num_slots)
     work.forward += scored * product
-    if trained or compensated or not scored:
+    if trained or config.compensates_camera or not scored:
         work.forward += tokens * product
     if trained:
         work.backward += tokens * product  # the pixels need no gradient
@@ -170,7 +169,7 @@ def _add_embedding(work: _Work, config: EverestConfig, task: Use, keep_ratio: fl
 
 def _scored_tokens(config: EverestConfig, slots: int) -> int:
     """Return how many tokens are projected for the scores of slots."""
-    if config.token_selection == "compensated":
+    if config.compensates_camera:
         return (slots - 1) * config.num_tokens_per_slot + 1
     return slots * config.num_tokens_per_slot
 

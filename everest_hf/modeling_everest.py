@@ -218,7 +218,7 @@ class EverestEmbeddings(nn.Module):
 
         Returns no embeddings where the camera's motion is taken off: there the scores are not made of them.
         """
-        if self.config.token_selection == "compensated":
+        if self.config.compensates_camera:
             return None, self.score_beside_camera(pixel_values)
         num_slots = pixel_values.shape[1] // self.config.tubelet_size
         embeddings = project_for_scores(self.projection, patches, num_slots)  # (B, t * S, D)

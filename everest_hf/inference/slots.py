@@ -73,7 +73,7 @@ class SlotEncoder:
         patches = patchify(frames, config.tubelet_size, config.patch_size)  # (1, S, P)
         # One slot at a time: then the same pixels give the same embeddings to the bit, and tokens that do not change
         # tie as they do in the model.
-        if config.token_selection == "compensated":
+        if config.compensates_camera:
             source, tokens = frames, project(projection, patches)
         elif serve_as_tokens(projection, patches):
             source = project(projection, patches, float32=True)  # (1, S, D)
@@ -89,7 +89,7 @@ class SlotEncoder:
     def _score(self, pair: torch.Tensor) -> torch.Tensor:
         """Score the tokens (1, 2 * S) of two slots by their sources."""
         projection = self._embeddings.projection
-        if self.config.token_selection == "compensated":
+        if self.config.compensates_camera:
             return self._embeddings.score_beside_camera(pair)
         if not serve_as_tokens(projection, pair):
             pair = project_for_scores(projection, pair, 2)
