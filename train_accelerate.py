@@ -31,6 +31,7 @@ from everest_hf.evaluation.evaluate import evaluate_model
 from everest_hf.evaluation.few_shot import evaluate_few_shot
 from everest_hf.evaluation.neighbours import evaluate_neighbours
 from everest_hf.evaluation.report import with_spread
+from everest_hf.evaluation.threshold import set_threshold
 from everest_hf.files import printable
 from everest_hf.hub import Uploads
 from everest_hf.hub.card import write_card
@@ -66,6 +67,8 @@ def train(recipe: Recipe) -> dict[str, float]:
         parts = {"schedule": schedule, **progress.parts}
         checkpoints = Checkpoints(run.folder, accelerator, parts=parts, average=average, **run.checkpointing)
         step = checkpoints.resume()
+        if recipe.task == "probe":
+            calibrate(run, accelerator, model)  # a frozen encoder keeps in training what it keeps in evaluation
 
         with progress.started(step, checkpoints.standing):
             for epoch in progress.epochs(step):
@@ -110,6 +113,7 @@ def train(recipe: Recipe) -> dict[str, float]:
             if recipe.evaluation == "few_shot":
                 figures |= measure_features(run, accelerator, model, average, figures)
             progress.write(step, figures)
+        calibrate(run, accelerator, model, average)
         saved = save_final_model(accelerator, model, run.processor, run.folder, average)
         if accelerator.is_main_process:
             write_card(saved, run, steps=result, figures=figures)
@@ -137,8 +141,20 @@ def judge(
     recipe = run.recipe
     loader = loaders.build_val_loader(recipe, run.config, run.val, *views)
     source, count_bad = str(recipe.val), recipe.count_bad_as_wrong
+    calibrate(run, accelerator, model, average)
     with averaged(average):
         return evaluate_model(accelerator, model, loader, source=source, count_bad=count_bad, folder=folder)
+
+
+def calibrate(
+    run: Run, accelerator: Accelerator, model: torch.nn.Module, average: MovingAverage | None = None
+) -> None:
+    """In training with token_budget "batch", find what evaluation keeps by, with the average of the weights if any."""
+    if run.config.token_budget == "clip" or run.recipe.eval_only:
+        return
+    loader = loaders.build_calibration_loader(run.recipe, run.config, run.train)
+    with averaged(average):
+        set_threshold(accelerator, model, loader)
 
 
 def monitor(
@@ -146,6 +162,7 @@ def monitor(
 ) -> dict[str, float]:
     """Return the figure of the recipe's monitor of a pre-training, with the average of the weights if there is one."""
     loader = loaders.build_val_loader(run.recipe, run.config, run.val, 1, 1)
+    calibrate(run, accelerator, model, average)
     with averaged(average):
         return evaluate_neighbours(accelerator, model, loader, source=str(run.recipe.val))
 

@@ -15,8 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from everest_hf.kernels_everest import blocked_attention_forward
-from everest_hf.modeling_everest import eager_attention_forward
+from everest_hf.attention_everest import blocked_attention_forward, eager_attention_forward
 
 IMPLEMENTATIONS = {
     "sdpa": ALL_ATTENTION_FUNCTIONS["sdpa"],

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from everest_hf import kernels_everest
-from everest_hf.modeling_everest import EverestEmbeddings
+from everest_hf.embeddings_everest import EverestEmbeddings
 
 PARTS = ("scores", "half", "memory", "graphs")
 AS_IT_IS, ALL = "as it is", "all"

@@ -11,8 +11,12 @@ from transformers.activations import ACT2FN
 Task = Literal["pretrain", "finetune", "probe"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Selection = Literal["motion", "compensated", "random", "tube"]
+Budget = Literal["clip", "batch"]
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 TOKEN_SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+TOKEN_BUDGETS: tuple[Budget, ...] = get_args(Budget)
+# What `keep_threshold` holds.
+THRESHOLD_FIELDS = ("keep_ratio", "medians", "median_score")
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 # The selections that do not look at the clip.
 BLIND_SELECTIONS: tuple[Selection, ...] = ("random", "tube")
@@ -52,6 +56,13 @@ class EverestConfig(PretrainedConfig):
         keep_ratio: share of the tokens that the encoder sees in fine-tuning and inference; 1 is the dense ViT.
         pretraining_keep_ratio: share of the tokens that are informative in pre-training, seen or to predict.
         mask_ratio: share of all tokens that the encoder does not see in pre-training.
+        token_budget: "clip" keeps the same share of every clip. "batch" keeps, in training, the tokens of a batch that
+        change most, so that a clip in which much happens has more of them; in evaluation those above a threshold.
+        Evaluation of pre-training keeps the same share of every clip.
+        min_keep_ratio, max_keep_ratio: with "batch", the least and the largest share of a clip's tokens.
+        keep_threshold: with "batch", what evaluation goes by, as `everest-hf tune-keep-ratio --budget batch` and the end
+        of a training find it: {"keep_ratio": the share of all tokens that it keeps, "medians": the threshold, as a
+        multiple of the median score, "median_score": that median}. Scores of 0 are left out of the median.
         frame_oversampling: the model takes this many times num_frames candidate frames and works on the
         num_frames of them that hold most informative tokens; 1 switches frame selection off.
     Classification
@@ -121,6 +132,10 @@ class EverestConfig(PretrainedConfig):
         mask_ratio: float = 0.9,
         token_selection: Selection = "motion",
         frame_oversampling: float = 1.0,
+        token_budget: Budget = "clip",
+        min_keep_ratio: float = 0.05,
+        max_keep_ratio: float = 1.0,
+        keep_threshold: dict[str, float] | None = None,
         init_scale: float = 0.001,
         classifier_dropout: float = 0.0,
         class_weights: Sequence[float] | None = None,
@@ -157,6 +172,10 @@ class EverestConfig(PretrainedConfig):
         self.mask_ratio = mask_ratio
         self.token_selection = token_selection
         self.frame_oversampling = frame_oversampling
+        self.token_budget = token_budget
+        self.min_keep_ratio = min_keep_ratio
+        self.max_keep_ratio = max_keep_ratio
+        self.keep_threshold = keep_threshold
         self.init_scale = init_scale
         self.classifier_dropout = classifier_dropout
         self.class_weights = list(class_weights) if isinstance(class_weights, (list, tuple)) else class_weights
@@ -268,6 +287,25 @@ class EverestConfig(PretrainedConfig):
             return share_of(ratio, rows * columns) * slots
         return share_of(ratio, slots * rows * columns)
 
+    def token_bounds(self, grid_size: tuple[int, int, int] | None = None) -> tuple[int, int]:
+        """Return the least and the largest number of tokens of a clip of a grid, with token_budget "batch"."""
+        least, most = (self.count_tokens(ratio, grid_size) for ratio in (self.min_keep_ratio, self.max_keep_ratio))
+        return max(least, 1), most
+
+    def score_threshold(self) -> float:
+        """Return the score above which evaluation keeps a token, with token_budget "batch".
+
+        Raises:
+            ValueError: none was found yet.
+        """
+        found = self.keep_threshold
+        if found is None:
+            raise ValueError(
+                "EverestConfig.keep_threshold is None; evaluation with token_budget 'batch' needs it, and "
+                "everest-hf tune-keep-ratio --budget batch finds it"
+            )
+        return found["medians"] * found["median_score"]
+
     # ------------------------------------------------------------------ checks
 
     def save_pretrained(self, *args, **kwargs):
@@ -295,6 +333,17 @@ class EverestConfig(PretrainedConfig):
         self._check_divisible()
         self._check_channels()
         self._check_token_counts()
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.token_budget == "clip":
+            return
+        selections = ", ".join(repr(name) for name in TOKEN_SELECTIONS if name not in BLIND_SELECTIONS)
+        right = f"one of {selections} with token_budget 'batch'"
+        _require(self.selects_by_motion, "token_selection", self.token_selection, right)
+        dropout = self.attention_probs_dropout_prob
+        _require(dropout == 0, "attention_probs_dropout_prob", dropout, "0 with token_budget 'batch'")
+        self.check_budget("keep_ratio")
 
     def _check_integers(self) -> None:
         positive = (
@@ -323,6 +372,41 @@ class EverestConfig(PretrainedConfig):
         sound = _is_number(oversampling) and oversampling >= 1
         _require(sound, "frame_oversampling", oversampling, "a number of at least 1")
         _check_choice("token_selection", self.token_selection, TOKEN_SELECTIONS)
+        _check_choice("token_budget", self.token_budget, TOKEN_BUDGETS)
+        for name in ("min_keep_ratio", "max_keep_ratio"):
+            check_keep_ratio(getattr(self, name), name)
+        self._check_threshold()
+
+    def _check_threshold(self) -> None:
+        found, kind = self.keep_threshold, ", ".join(THRESHOLD_FIELDS)
+        if found is None:
+            return
+        sound = isinstance(found, dict) and sorted(found) == sorted(THRESHOLD_FIELDS)
+        sound = sound and all(_is_number(value) and value > 0 for value in found.values())
+        _require(sound, "keep_threshold", found, f"None or a dict of the positive numbers {kind}")
+        if self.token_budget == "batch":
+            right = f"None or one that was found for keep_ratio {self.keep_ratio}"
+            _require(found["keep_ratio"] == self.keep_ratio, "keep_threshold", found, right)
+
+    def check_budget(
+        self, name: str, keep_ratio: float | None = None, grid_size: tuple[int, int, int] | None = None
+    ) -> None:
+        """Raise a ValueError if token_budget is "batch" and the clips of a batch can't share the tokens of a ratio.
+
+        name: the field that the ratio is for, whose value it has by default.
+        """
+        if self.token_budget == "clip":
+            return
+        ratio = getattr(self, name) if keep_ratio is None else keep_ratio
+        (least, most), count = self.token_bounds(grid_size), self.count_tokens(ratio, grid_size)
+        bounds = f"above min_keep_ratio {self.min_keep_ratio} and below max_keep_ratio {self.max_keep_ratio}"
+        _require(least < count < most, name, ratio, f"{bounds} with token_budget 'batch'")
+        if name == "pretraining_keep_ratio":
+            visible = self.count_tokens(1 - self.mask_ratio, grid_size)
+            # Rounded as `split_informative` does, the fewest visible tokens and the fewest targets of a clip.
+            sound = least * visible >= count and least * (count - visible) >= count
+            right = f"large enough that a clip of {least} tokens has one to see and one to predict"
+            _require(sound, "min_keep_ratio", self.min_keep_ratio, right)
 
     def _check_ratios(self) -> None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"):

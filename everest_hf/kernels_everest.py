@@ -6,6 +6,7 @@ Each function says in its docstring which plain formula it computes. Letters in 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -120,33 +121,6 @@ def working_dtype(projection: nn.Module, device_type: str) -> torch.dtype:
     return dtype_of(projection)
 
 
-# ------------------------------------------------------------------------------------------------------- attention
-
-# Queries of a block: the weights of a block then stay in the cache of a CPU core (benchmarks/attention.py).
-QUERIES_AT_A_TIME = 256
-
-
-def blocks_are_faster(query: torch.Tensor) -> bool:
-    """Whether `blocked_attention_forward` is faster than the fused kernel: in 16 bits on a CPU, up to twice.
-
-    Its backward pass keeps the attention weights, which the fused kernel does not.
-    """
-    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-
-
-def blocked_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """`softmax(scaling * query @ key.T) @ value`, a block of queries at a time, without a mask.
-
-    query (B, heads, Q, d), key and value (B, heads, K, d) give (B, Q, heads, d) and no weights.
-    """
-    outputs = []
-    for block in query.split(QUERIES_AT_A_TIME, dim=2):
-        weights = ((block * scaling) @ key.transpose(2, 3)).softmax(dim=-1)  # (B, heads, block, K)
-        weights = F.dropout(weights, p=dropout, training=module.training)
-        outputs.append((weights @ value).transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
-
-
 # ------------------------------------------------------------------------------------------------------------- MLP
 
 # Tokens whose hidden layer a CPU makes at a time in inference. The hidden layer of a whole batch is so large that the
@@ -159,36 +133,39 @@ def mlp_forward(
     activation: nn.Module,
     fc2: nn.Module,
     hidden_states: torch.Tensor,
-    mean: bool = False,
+    mean: Callable[[torch.Tensor], torch.Tensor] | None = None,
     training: bool = False,
 ) -> torch.Tensor:
-    """`fc2(activation(fc1(hidden_states)))` of (B, K, D); with `mean` its mean over the tokens, (B, 1, D).
+    """`fc2(activation(fc1(hidden_states)))` of (B, K, D); with `mean` that of its clips, (B, 1, D).
 
-    In inference a CPU does this for a few clips at a time.
+    mean: takes the mean of each clip's tokens. In inference a CPU does this for a part of the tokens at a time.
     """
     transform = partial(_transform, fc1, activation, fc2, mean=mean, training=training)
     if torch.is_grad_enabled() or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
         return transform(hidden_states)
-    clips = max(1, TOKENS_AT_A_TIME // hidden_states.shape[1])
-    if hidden_states.shape[0] <= clips:
+    clips, tokens = hidden_states.shape[:2]
+    if clips == 1 and mean is None:
+        return torch.cat([transform(part) for part in hidden_states.split(TOKENS_AT_A_TIME, dim=1)], dim=1)
+    at_a_time = max(1, TOKENS_AT_A_TIME // tokens)
+    if clips <= at_a_time:
         return transform(hidden_states)
-    return torch.cat([transform(part) for part in hidden_states.split(clips)])
+    return torch.cat([transform(part) for part in hidden_states.split(at_a_time)])
 
 
-def _transform(fc1, activation, fc2, hidden_states, mean: bool, training: bool) -> torch.Tensor:
+def _transform(fc1, activation, fc2, hidden_states, mean: Callable | None, training: bool) -> torch.Tensor:
     hidden = fc1(hidden_states)
     finish = partial(_activate_and_project, fc1, activation, fc2, mean=mean)
-    if training and torch.is_grad_enabled() and hidden.device.type != "cpu" and not mean:
+    if training and torch.is_grad_enabled() and hidden.device.type != "cpu" and mean is None:
         # The activation is a quarter of all that would be kept for the backward pass. On a GPU, where memory limits the
         # batch, the backward pass computes it a second time instead, at little cost.
         return checkpoint(finish, hidden, use_reentrant=False, preserve_rng_state=False)
     return finish(hidden)
 
 
-def _activate_and_project(fc1, activation, fc2, hidden: torch.Tensor, mean: bool) -> torch.Tensor:
+def _activate_and_project(fc1, activation, fc2, hidden: torch.Tensor, mean: Callable | None) -> torch.Tensor:
     hidden = activate(fc1, activation, hidden)
     # fc2 of the mean is the mean of what fc2 gives, because fc2 is linear. It takes 1 / K of the work.
-    return fc2(hidden.mean(dim=1, keepdim=True) if mean else hidden)
+    return fc2(hidden if mean is None else mean(hidden))
 
 
 def activate(fc1: nn.Module, activation: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

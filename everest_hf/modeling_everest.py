@@ -1,18 +1,20 @@
 """EVEREST: a masked video autoencoder and video classifier that works on the tokens that change over time.
 
 Source: "EVEREST: Efficient Masked Video Autoencoder by Removing Redundant Spatiotemporal Tokens" (ICML 2024,
-arXiv 2211.10636). From top to bottom: embeddings (where tokens are dropped), transformer layers, the three models.
-selection_everest.py says which tokens are dropped, camera_everest.py what changes beside the camera's motion;
-kernels_everest.py holds what only makes this fast.
+arXiv 2211.10636). From top to bottom: transformer layers, encoder, pooling and decoder, the three models. Tokens are
+dropped in embeddings_everest.py: selection_everest.py says which, camera_everest.py what changes beside the camera's
+motion, packing_everest.py which tokens a batch keeps that has one budget for all its clips. attention_everest.py holds
+the kinds of attention, kernels_everest.py what only makes this fast.
 
 Letters in shapes: B clips, T frames, C channels, H x W pixels, c candidate slots, t slots, S places in a slot,
 N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values in a token's pixels, D hidden size.
+Where the budget is the batch's, clips have different numbers of tokens. Shapes (B, K, any) and (B, M, any) are then
+(1, total, any), with a `Packing` that says where each clip begins.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,32 +32,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .camera_everest import camera_moves, changes_beside_camera
-from .configuration_everest import EverestConfig, problem_type_of
-from .kernels_everest import (
-    EverestPatchProjection,
+from .attention_everest import (
+    attend_packed,
     blocked_attention_forward,
     blocks_are_faster,
-    mlp_forward,
-    project,
-    project_for_scores,
-    serve_as_tokens,
-    working_dtype,
+    eager_attention_forward,
 )
-from .selection_everest import (
-    Grid,
-    check_inputs,
-    check_shape,
-    draw_noise,
-    gather_tokens,
-    motion_scores,
-    scores_of_changes,
-    select_slots,
-    select_tokens,
-    split_by_mask,
-    take_slots,
-    token_grid,
-)
+from .configuration_everest import EverestConfig, problem_type_of
+from .embeddings_everest import EverestEmbeddings, EverestPositionEmbeddings
+from .kernels_everest import mlp_forward
+from .packing_everest import Packing, interleave, packing_of_one
+from .selection_everest import Grid, check_shape, token_grid
 
 # One checkpoint serves all of these, with trust_remote_code, where this package is not installed.
 AUTO_MAP = {
@@ -65,253 +52,31 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_everest.EverestForVideoClassification",
 }
 
-# Which tokens are read of what a stack of layers gives: the last n, or their mean; None for all.
-Read = int | Literal["mean"] | None
+
+class Places(NamedTuple):
+    """Some of packed tokens: ids (M,), and how they are packed themselves."""
+
+    ids: torch.Tensor
+    packing: Packing
 
 
-# ------------------------------------------------------------------------------------------------------- embeddings
-
-
-def patchify(pixel_values: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
-    """Cut clips (B, T, C, H, W) into tokens' pixels (B, N, P), each in the order channel, frame, row, column."""
-    batch, frames, channels, height, width = pixel_values.shape
-    slots, rows, columns = frames // tubelet_size, height // patch_size, width // patch_size
-    x = pixel_values.reshape(batch, slots, tubelet_size, channels, rows, patch_size, columns, patch_size)
-    x = x.permute(0, 1, 4, 6, 3, 2, 5, 7)  # (B, t, rows, columns, C, tubelet, patch, patch)
-    return x.flatten(4).flatten(1, 3)  # (B, N, P)
-
-
-def sincos_table(num_positions: int, dim: int) -> torch.Tensor:
-    """Return the fixed table (num_positions, dim), float32: sine on even and cosine on odd channels, base 10000."""
-    position = torch.arange(num_positions, dtype=torch.float64)
-    frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2,)
-    angle = position[:, None] * frequency  # (num_positions, dim / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
-
-
-class EverestPositionEmbeddings(nn.Module):
-    """A sine-cosine table over the flat token index; not stored in checkpoints."""
-
-    table: torch.Tensor
-
-    def __init__(self, grid_size: Grid, dim: int):
-        super().__init__()
-        self.grid_size = grid_size
-        self.dim = dim
-        self.register_buffer("table", self.compute(), persistent=False)
-
-    def compute(self) -> torch.Tensor:
-        return sincos_table(math.prod(self.grid_size), self.dim)
-
-    def _apply(self, fn, *args, **kwargs):
-        # A model may be cast to 16 bits; the table is a constant and stays exact.
-        was_meta = self.table.is_meta
-        super()._apply(fn, *args, **kwargs)
-        if self.table.dtype != torch.float32 or (was_meta and not self.table.is_meta):
-            self.table = self.compute().to(self.table.device)
-        return self
-
-    def forward(self, grid_size: Grid) -> torch.Tensor:
-        """Return the table (N, D) for a grid, interpolated over slot, row and column where it is not its own."""
-        if grid_size == self.grid_size:
-            return self.table
-        volume = self.table.T.reshape(1, self.dim, *self.grid_size)
-        volume = F.interpolate(volume, size=grid_size, mode="trilinear", align_corners=False)
-        return volume.flatten(2)[0].T  # (N, D)
-
-
-class EverestEmbeddingOutput(NamedTuple):
-    """What the embedding layer hands on.
-
-    hidden_states (B, K, D): embedded tokens with positions. kept_ids (B, K). target_ids (B, M) and targets (B, M, P)
-    float32: the tokens to predict and their pixels, in pre-training. slots (B, t): with frame selection. scores (B, N)
-    float32: where asked for.
-    """
-
-    hidden_states: torch.Tensor
-    kept_ids: torch.Tensor
-    target_ids: torch.Tensor | None
-    targets: torch.Tensor | None
-    slots: torch.Tensor | None
-    scores: torch.Tensor | None
-
-
-class EverestEmbeddings(nn.Module):
-    """Embeds a clip, chooses slots and tokens, and drops the rest before anything else is computed for them."""
-
-    def __init__(self, config: EverestConfig):
-        super().__init__()
-        self.config = config
-        self.projection = EverestPatchProjection(config.tubelet_dim, config.hidden_size)
-        self.position_embeddings = EverestPositionEmbeddings(config.grid_size, config.hidden_size)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        pretraining: bool = False,
-        bool_masked_pos: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        frame_noise: torch.Tensor | None = None,
-        keep_ratio: float | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_scores: bool = False,
-    ) -> EverestEmbeddingOutput:
-        """Embed the kept tokens of clips (B, T, C, H, W). Arguments and errors as in `EverestModel.forward`."""
-        config = self.config
-        config.check_selection()
-        check_inputs(config, pixel_values, bool_masked_pos, frame_noise, keep_ratio, interpolate_pos_encoding)
-        grid = token_grid(config, pixel_values, interpolate_pos_encoding)
-        ratio = config.keep_ratio if keep_ratio is None else keep_ratio
-        keeps_all = ratio == 1 and not pretraining and bool_masked_pos is None
-        needs_scores = config.selects_by_motion and bool_masked_pos is None and not keeps_all
-
-        patches = patchify(pixel_values, config.tubelet_size, config.patch_size)  # (B, c * S, P)
-        embeddings = scores = slots = target_ids = None
-        if needs_scores or config.selects_frames or output_scores:
-            num_candidates = pixel_values.shape[1] // config.tubelet_size
-            embeddings, scores = self._embed_and_score(pixel_values, patches)  # (B, c * S, D), (B, c * S)
-            if config.selects_frames:
-                slots = self._select_slots(scores, num_candidates, grid[0], pretraining, frame_noise)  # (B, t)
-                patches = take_slots(patches, slots, num_candidates)
-                embeddings, scores = self._score_chosen(pixel_values, embeddings, slots)  # (B, N, D), (B, N)
-
-        if bool_masked_pos is not None:
-            kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
-            target_ids = masked_ids if pretraining else None
-        else:
-            kept_ids, target_ids = self.choose(patches, scores, grid, ratio, noise, pretraining)
-
-        hidden_states = self._embed_kept(patches, embeddings, None if keeps_all else kept_ids)  # (B, K, D)
-        return EverestEmbeddingOutput(
-            hidden_states=self.add_positions(hidden_states, kept_ids, grid),
-            kept_ids=kept_ids,
-            target_ids=target_ids,
-            targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
-            slots=slots,
-            scores=scores if output_scores else None,
-        )
-
-    def choose(
-        self,
-        tokens: torch.Tensor,
-        scores: torch.Tensor | None,
-        grid: Grid,
-        keep_ratio: float,
-        noise: torch.Tensor | None = None,
-        pretraining: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Choose of tokens (B, N, any) by scores (B, N); returns ids as `select_tokens` does."""
-        if keep_ratio == 1 and not pretraining:
-            return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1), None
-        draw = partial(draw_noise, noise, self.training, tokens.shape[0], tokens.device)
-        return select_tokens(self.config, scores, draw, grid, keep_ratio, pretraining)
-
-    def add_positions(self, tokens: torch.Tensor, ids: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Add the positions of ids (B, K) in a grid to tokens (B, K, D)."""
-        return tokens + self.position_embeddings(grid)[ids].to(tokens.dtype)
-
-    @torch.no_grad()
-    def _embed_and_score(
-        self, pixel_values: torch.Tensor, patches: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Embed all tokens in float32 and score them, so that no other precision changes what is selected.
-
-        Returns no embeddings where the camera's motion is taken off: there the scores are not made of them.
-        """
-        if self.config.compensates_camera:
-            return None, self.score_beside_camera(pixel_values)
-        num_slots = pixel_values.shape[1] // self.config.tubelet_size
-        embeddings = project_for_scores(self.projection, patches, num_slots)  # (B, t * S, D)
-        return embeddings, motion_scores(embeddings.unflatten(1, (num_slots, -1)))
-
-    def _score_chosen(
-        self, pixel_values: torch.Tensor, embeddings: torch.Tensor | None, slots: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return what `_embed_and_score` gives of the chosen slots (B, t) alone; embeddings: of all candidates."""
-        num_candidates = pixel_values.shape[1] // self.config.tubelet_size
-        if embeddings is None:
-            chosen = take_slots(pixel_values.flatten(2), slots, num_candidates)  # (B, T, C * H * W)
-            return None, self.score_beside_camera(chosen.unflatten(2, pixel_values.shape[2:]))
-        embeddings = take_slots(embeddings, slots, num_candidates)
-        return embeddings, motion_scores(embeddings.unflatten(1, (slots.shape[1], -1)))
-
-    @torch.no_grad()
-    def score_beside_camera(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Score the tokens of clips (B, T, C, H, W) as `motion_scores`, by changes that the camera does not explain.
-
-        Returns (B, t * S) float32. Where no motion of the camera is found, they are those of `motion_scores`.
-        """
-        config = self.config
-        slots = pixel_values.float().unflatten(1, (-1, config.tubelet_size))
-        moves = camera_moves(slots, sum(config.image_std) / len(config.image_std))  # (B, t - 1, 2)
-        return self.score_changes(changes_beside_camera(slots, moves))
-
-    @torch.no_grad()
-    def score_changes(self, changes: torch.Tensor) -> torch.Tensor:
-        """Score tokens by the changes of pixels (B, t - 1, tubelet, C, H, W) from slot to slot: (B, t * S) float32."""
-        config = self.config
-        patches = patchify(changes.float().flatten(1, 2), config.tubelet_size, config.patch_size)
-        # The projection adds a bias, which the difference of two embeddings does not have.
-        still = project(self.projection, torch.zeros_like(patches[:1, :1]), float32=True)
-        moved = project(self.projection, patches, float32=True) - still  # (B, (t - 1) * S, D)
-        return scores_of_changes(moved.unflatten(1, (changes.shape[1], -1)))
-
-    def _select_slots(self, scores, num_candidates, num_slots, pretraining, noise) -> torch.Tensor:
-        """Choose slots (B, t) by the config's ratio, so that the keep_ratio of a call changes no slot."""
-        ratio = self.config.pretraining_keep_ratio if pretraining else self.config.keep_ratio
-        if noise is None and self.training:
-            noise = torch.rand(scores.shape[0], num_candidates, device=scores.device)
-        return select_slots(scores, num_candidates, num_slots, ratio, noise)
-
-    def _embed_kept(self, patches, embeddings, ids) -> torch.Tensor:
-        """Embed the kept tokens (all for ids None), or pick them from the embeddings that the scores were made of."""
-        if embeddings is None or not serve_as_tokens(self.projection, patches):
-            return project(self.projection, patches if ids is None else gather_tokens(patches, ids))
-        kept = embeddings if ids is None else gather_tokens(embeddings, ids)
-        return kept.to(working_dtype(self.projection, patches.device.type))
-
-
-@torch.no_grad()
-def pixel_targets(patches: torch.Tensor, ids: torch.Tensor, config: EverestConfig) -> torch.Tensor:
-    """Return what pre-training predicts: (B, M, P) float32 in the order frame, row, column, channel.
-
-    Only the targets are touched: gathered first, then brought back from normalised values to [0, 1] and, with
-    norm_pix_loss, normalised per tubelet and channel, (x - mean) / (sqrt(unbiased variance) + 1e-6).
-    """
-    pixels = gather_tokens(patches, ids).float().unflatten(-1, (config.num_channels, -1))  # (B, M, C, P / C)
-    statistics = zip(config.image_mean, config.image_std, strict=True)
-    channels = [pixels[:, :, i] * std + mean for i, (mean, std) in enumerate(statistics)]
-    targets = torch.stack(channels, dim=-1)  # (B, M, P / C, C)
-    if config.norm_pix_loss:
-        variance, mean = torch.var_mean(targets, dim=-2, keepdim=True)
-        targets = (targets - mean) / (variance.sqrt() + 1e-6)
-    return targets.flatten(2)  # (B, M, P)
+# Which tokens are read of what a stack of layers gives: the last n, their mean, or some of packed ones; None for all.
+Read = int | Literal["mean"] | Places | None
 
 
 # -------------------------------------------------------------------------------------------------- transformer
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention as two matrix products: (B, heads, K, d) each; returns (B, K, heads, d) and the weights."""
-    weights = (query * scaling) @ key.transpose(2, 3)  # (B, heads, K, K)
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
 def attention_function(config: EverestConfig, query: torch.Tensor, output_attentions: bool) -> Callable:
     """Return the implementation that the config names, or the eager one where the caller wants weights.
 
-    Fused kernels return no weights.
+    Fused kernels return no weights. Transformers lets the attention be set where a model's file looks up the interface.
     """
     if output_attentions:
         return eager_attention_forward
     if config._attn_implementation == "sdpa" and blocks_are_faster(query):
         return blocked_attention_forward
-    if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # Transformers 5
-        return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
-    return ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager_attention_forward)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
 
 
 class EverestAttention(nn.Module):
@@ -329,11 +94,17 @@ class EverestAttention(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False, queries: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        output_attentions: bool = False,
+        queries: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        query_packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let `queries` (B, Q, D), by default the tokens themselves, attend to the tokens (B, K, D).
 
-        Returns (B, Q, D) and, where asked for, the weights (B, heads, Q, K).
+        packing, query_packing: of the tokens and, where it is another, of the queries. Returns (B, Q, D) and, where
+        asked for, the weights (B, heads, Q, K).
         """
         queries = hidden_states if queries is None else queries
         query, key, value = (
@@ -342,9 +113,14 @@ class EverestAttention(nn.Module):
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attend = attention_function(self.config, query, output_attentions)
-        attended, weights = attend(
-            self, query, key, value, None, scaling=self.scaling, dropout=dropout, is_causal=False
-        )
+        if packing is None:
+            options = {"scaling": self.scaling, "dropout": dropout, "is_causal": False}
+            attended, weights = attend(self, query, key, value, None, **options)
+        else:
+            lengths = query_packing or packing, packing
+            attended, weights = attend_packed(
+                attend, self, query, key, value, *lengths, self.scaling, output_attentions
+            )
         return self.output(attended.flatten(2)), weights if output_attentions else None
 
 
@@ -357,7 +133,7 @@ class EverestMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, dim)
 
-    def forward(self, hidden_states: torch.Tensor, mean: bool = False) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mean: Callable | None = None) -> torch.Tensor:
         """Compute fc2(activation(fc1(hidden_states))), (B, K, D), or with `mean` its mean over the tokens, (B, 1, D)."""
         return mlp_forward(self.fc1, self.activation, self.fc2, hidden_states, mean, self.training)
 
@@ -369,10 +145,12 @@ class EverestDropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
         if self.p == 0 or not self.training:
             return hidden_states
-        kept = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.p
+        clips = hidden_states.shape[0] if packing is None else len(packing.counts)
+        kept = torch.rand(clips, 1, 1, device=hidden_states.device) >= self.p
+        kept = kept if packing is None else packing.spread(kept, hidden_states.shape[1])
         return hidden_states * (kept / (1 - self.p)).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
@@ -392,19 +170,30 @@ class EverestLayer(GradientCheckpointingLayer):
         self.drop_path = EverestDropPath(drop_path)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False, read: Read = None
+        self,
+        hidden_states: torch.Tensor,
+        output_attentions: bool = False,
+        read: Read = None,
+        packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Transform tokens (B, K, D), and return them with, where asked for, the weights (B, heads, K, K).
 
-        With `read` it returns the last `read` tokens alone, or the mean of the tokens (B, 1, D).
+        With `read` it returns no more than that of the tokens: of the mean (B, 1, D).
         """
-        mean = read == "mean"
-        first = hidden_states.shape[1] - read if isinstance(read, int) else 0
-        normed = self.norm1(hidden_states)
-        attended, weights = self.attention(normed, output_attentions, queries=normed[:, first:])
-        hidden_states = hidden_states[:, first:] + self.drop_path(self.dropout(attended))
-        transformed = self.drop_path(self.dropout(self.mlp(self.norm2(hidden_states), mean)))
-        return (hidden_states.mean(dim=1, keepdim=True) if mean else hidden_states) + transformed, weights
+        normed, query_packing = self.norm1(hidden_states), packing
+        queries = normed
+        if isinstance(read, Places):
+            queries, hidden_states, query_packing = normed[:, read.ids], hidden_states[:, read.ids], read.packing
+        elif isinstance(read, int):
+            queries, hidden_states = normed[:, -read:], hidden_states[:, -read:]
+        attended, weights = self.attention(normed, output_attentions, queries, packing, query_packing)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended), query_packing)
+        if read == "mean":
+            mean = partial(torch.mean, dim=1, keepdim=True) if packing is None else packing.mean
+            transformed = self.mlp(self.norm2(hidden_states), mean)  # (B, 1, D)
+            return mean(hidden_states) + self.drop_path(self.dropout(transformed)), weights
+        transformed = self.mlp(self.norm2(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(transformed), query_packing), weights
 
 
 def run_layers(
@@ -413,6 +202,7 @@ def run_layers(
     output_hidden_states: bool = False,
     output_attentions: bool = False,
     read: Read = None,
+    packing: Packing | None = None,
 ):
     """Run layers one after the other on tokens (B, K, D).
 
@@ -423,7 +213,9 @@ def run_layers(
     all_weights: list[torch.Tensor] = []
     last = len(layers) - 1
     for i, layer in enumerate(layers):
-        hidden_states, weights = layer(hidden_states, output_attentions, read=read if i == last else None)
+        hidden_states, weights = layer(
+            hidden_states, output_attentions, read=read if i == last else None, packing=packing
+        )
         if output_hidden_states:
             all_hidden_states.append(hidden_states)
         if output_attentions:
@@ -448,9 +240,10 @@ class EverestEncoder(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         read: Read = None,
+        packing: Packing | None = None,
     ):
         """Encode embedded tokens (B, K, D); see `run_layers`."""
-        return run_layers(self.layers, hidden_states, output_hidden_states, output_attentions, read)
+        return run_layers(self.layers, hidden_states, output_hidden_states, output_attentions, read, packing)
 
 
 class EverestAttentivePooling(nn.Module):
@@ -465,11 +258,16 @@ class EverestAttentivePooling(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = EverestAttention(config, config.hidden_size, config.num_attention_heads)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
         """Pool tokens (B, K, D) to (B, D)."""
-        query = self.query.repeat(hidden_states.shape[0], 1, 1)  # (B, 1, D)
-        pooled, _ = self.attention(self.norm(hidden_states), queries=query)
-        return pooled[:, 0]
+        normed = self.norm(hidden_states)
+        if packing is None:
+            pooled, _ = self.attention(normed, queries=self.query.repeat(normed.shape[0], 1, 1))
+            return pooled[:, 0]
+        clips = len(packing.counts)
+        one_each = packing_of_one(clips, normed.device)
+        pooled, _ = self.attention(normed, False, self.query.repeat(1, clips, 1), packing, one_each)
+        return pooled[0]
 
 
 class EverestDecoder(nn.Module):
@@ -489,14 +287,26 @@ class EverestDecoder(nn.Module):
         self.head = nn.Linear(dim, config.tubelet_dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, visible_ids: torch.Tensor, target_ids: torch.Tensor, grid_size: Grid
+        self,
+        hidden_states: torch.Tensor,
+        visible_ids: torch.Tensor,
+        target_ids: torch.Tensor,
+        grid_size: Grid,
+        packing: Packing | None = None,
+        target_packing: Packing | None = None,
     ) -> torch.Tensor:
         """Predict (B, M, P), channel fastest, from encoded tokens (B, K, D) and the ids (B, K) and (B, M)."""
         visible = self.projection(hidden_states)  # (B, K, D')
         table = self.position_embeddings(grid_size).to(visible.dtype)
+        visible = visible + table[visible_ids]
         targets = self.mask_token.to(visible.dtype) + table[target_ids]  # (B, M, D')
-        hidden_states = torch.cat([visible + table[visible_ids], targets], dim=1)  # (B, K + M, D')
-        hidden_states, _, _ = run_layers(self.layers, hidden_states, read=target_ids.shape[1])  # (B, M, D')
+        read: Read = target_ids.shape[1]
+        if packing is None or target_packing is None:
+            hidden_states = torch.cat([visible, targets], dim=1)  # (B, K + M, D')
+        else:
+            hidden_states, packing, places = interleave(visible, targets, packing, target_packing)
+            read = Places(places, target_packing)
+        hidden_states, _, _ = run_layers(self.layers, hidden_states, read=read, packing=packing)  # (B, M, D')
         return self.head(self.norm(hidden_states))
 
 
@@ -530,6 +340,12 @@ class EverestOutput(ModelOutput):
             The tokens before each layer of the encoder and after the last, with `output_hidden_states`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
             The attention weights `(B, heads, K, K)` of each layer of the encoder, with `output_attentions`.
+        packing (`Packing`, *optional*):
+            Where the budget of tokens is the batch's. Clips then keep different numbers of tokens, and `(B, K, ...)`
+            is `(1, total, ...)` in the fields above: clip `i` has the tokens from `packing.cu_seqlens[i]` to
+            `packing.cu_seqlens[i + 1]`, and `packing.mean(last_hidden_state)` is each clip's mean, `(B, 1, D)`.
+        target_packing (`Packing`, *optional*):
+            The same of `target_ids`, `targets` and the logits of pre-training.
     """
 
     loss: torch.Tensor | None = None
@@ -543,6 +359,8 @@ class EverestOutput(ModelOutput):
     scores: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    packing: Packing | None = None
+    target_packing: Packing | None = None
 
 
 # The subclasses only say which fields are never None.
@@ -731,7 +549,8 @@ class EverestModel(EverestPreTrainedModel):
                 Random numbers, uniform in [0, 1), of frame selection. By default training draws them, and evaluation
                 uses none.
             keep_ratio (`float`, *optional*):
-                The share of tokens to keep, in place of the config's.
+                The share of tokens to keep, in place of the config's. In evaluation it is that of every clip, since the
+                threshold of token_budget "batch" was found for the config's share.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Accept other frame counts and sizes than the config's.
             output_scores (`bool`, *optional*, defaults to `False`):
@@ -764,6 +583,7 @@ class EverestModel(EverestPreTrainedModel):
             self._wanted("output_hidden_states", output_hidden_states),
             self._wanted("output_attentions", output_attentions),
             read,
+            embedded.packing,
         )
         return EverestModelOutput(
             last_hidden_state=last_hidden_state,
@@ -774,6 +594,8 @@ class EverestModel(EverestPreTrainedModel):
             scores=embedded.scores,
             hidden_states=hidden_states,
             attentions=attentions,
+            packing=embedded.packing,
+            target_packing=embedded.target_packing,
         )
 
     def encode(self, hidden_states: torch.Tensor, *args, **kwargs):
@@ -790,6 +612,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
 
     def __init__(self, config: EverestConfig):
         super().__init__(config)
+        config.check_budget("pretraining_keep_ratio")
         self.everest = EverestModel(config, final_norm=True)
         self.decoder = EverestDecoder(config)
         self.post_init()
@@ -832,7 +655,8 @@ class EverestForPreTraining(EverestPreTrainedModel):
             return_dict=True,
         )
         grid = token_grid(self.config, pixel_values, interpolate_pos_encoding)
-        logits = self.decoder(encoded.last_hidden_state, encoded.kept_ids, encoded.target_ids, grid)
+        packings = encoded.packing, encoded.target_packing
+        logits = self.decoder(encoded.last_hidden_state, encoded.kept_ids, encoded.target_ids, grid, *packings)
         return EverestForPreTrainingOutput(
             loss=F.mse_loss(logits.float(), encoded.targets) if return_loss else None,  # type: ignore[arg-type]
             logits=logits,
@@ -842,6 +666,8 @@ class EverestForPreTraining(EverestPreTrainedModel):
             scores=encoded.scores,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            packing=encoded.packing,
+            target_packing=encoded.target_packing,
         )
 
 
@@ -890,6 +716,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             ValueError: as `EverestModel.forward`, and for labels of another shape.
         """
         with_states = self._wanted("output_hidden_states", output_hidden_states)
+        reads_mean = reads_mean_alone(self.config, self.everest.training) and not with_states
         encoded = self.everest(
             pixel_values,
             bool_masked_pos,
@@ -900,10 +727,11 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             output_scores,
             with_states,
             output_attentions,
-            read="mean" if reads_mean_alone(self.config, self.everest.training) and not with_states else None,
+            read="mean" if reads_mean else None,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(self.pool(encoded.last_hidden_state)))
+        pooled = self.pool(encoded.last_hidden_state, None if reads_mean else encoded.packing)
+        logits = self.classifier(self.dropout(pooled))
         return EverestForVideoClassificationOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
@@ -912,13 +740,17 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             scores=encoded.scores,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            packing=encoded.packing,
         )
 
-    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def pool(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
         """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D), or of their mean (B, 1, D)."""
         if self.fc_norm is None:
-            return hidden_states[:, 0]
-        return self.fc_norm(hidden_states.mean(dim=1) if self.pooling is None else self.pooling(hidden_states))
+            return hidden_states[:, 0] if packing is None else hidden_states[0, packing.cu_seqlens[:-1]]
+        if self.pooling is not None:
+            return self.fc_norm(self.pooling(hidden_states, packing))
+        means = hidden_states if packing is None else packing.mean(hidden_states)
+        return self.fc_norm(means.mean(dim=1))
 
     def freeze_encoder(self) -> None:
         """Train the head alone: the encoder gets no gradient, keeps nothing for one, and stays in evaluation mode."""

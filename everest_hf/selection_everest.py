@@ -106,6 +106,15 @@ def _counted(name: str, ratio: float, count: int, grid: Grid) -> int:
     return count
 
 
+def patchify(pixel_values: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """Cut clips (B, T, C, H, W) into tokens' pixels (B, N, P), each in the order channel, frame, row, column."""
+    batch, frames, channels, height, width = pixel_values.shape
+    slots, rows, columns = frames // tubelet_size, height // patch_size, width // patch_size
+    x = pixel_values.reshape(batch, slots, tubelet_size, channels, rows, patch_size, columns, patch_size)
+    x = x.permute(0, 1, 4, 6, 3, 2, 5, 7)  # (B, t, rows, columns, C, tubelet, patch, patch)
+    return x.flatten(4).flatten(1, 3)  # (B, N, P)
+
+
 # ------------------------------------------------------------------------------------------------- order of tokens
 
 

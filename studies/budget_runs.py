@@ -18,8 +18,8 @@ from everest_hf.camera_everest import changes_beside_camera
 from everest_hf.configuration_everest import share_of
 from everest_hf.files import write_whole
 from everest_hf.kernels_everest import project
-from everest_hf.modeling_everest import EverestForVideoClassificationOutput, patchify
-from everest_hf.selection_everest import gather_tokens, sorted_ids
+from everest_hf.modeling_everest import EverestForVideoClassificationOutput
+from everest_hf.selection_everest import gather_tokens, patchify, sorted_ids
 
 LEAST, MOST = 0.05, 0.6
 CALIBRATION_CLIPS = 960

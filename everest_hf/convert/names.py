@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ..modeling_everest import sincos_table
+from ..embeddings_everest import sincos_table
 
 # Patterns and replacements, applied to every name in this order. A result that EVEREST does not know is left over.
 OFFICIAL_NAMES = (

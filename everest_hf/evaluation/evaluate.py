@@ -214,9 +214,11 @@ def _report(accelerator, folder, figures, found, bad, config, rows) -> None:
         logger.warning("unreadable, counted as wrong: %s", VideoError(path, reason))
 
 
-def on_device(loader: DataLoader, accelerator: Accelerator, bad: dict[str, str]) -> Iterator[dict]:
+def on_device(
+    loader: DataLoader, accelerator: Accelerator, bad: dict[str, str], title: str = "evaluation"
+) -> Iterator[dict]:
     """Yield the batches of a loader on the device, with progress; put unreadable videos and their reasons into `bad`."""
     hidden = not accelerator.is_main_process
-    for batch in tqdm(loader, "evaluation", unit="batch", leave=False, delay=PROGRESS_AFTER, disable=hidden):
+    for batch in tqdm(loader, title, unit="batch", leave=False, delay=PROGRESS_AFTER, disable=hidden):
         bad.update(batch.pop("bad"))
         yield send_to_device(batch, accelerator.device, non_blocking=True)

@@ -15,10 +15,10 @@ from ..modeling_everest import (
     EverestForVideoClassification,
     EverestModel,
     EverestPreTrainedModel,
-    patchify,
     reads_mean_alone,
 )
-from ..selection_everest import check_inputs, gather_tokens, motion_scores
+from ..packing_everest import packed
+from ..selection_everest import check_inputs, gather_tokens, motion_scores, patchify
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class SlotEncoder:
         self.config, self._model = config, model
         self._encoder: EverestModel = model.base_model  # type: ignore[assignment]  # of either class
         self._embeddings = self._encoder.embeddings
-        self._ratio = config.keep_ratio if keep_ratio is None else keep_ratio
-        self._needs_scores = config.selects_by_motion and self._ratio != 1
+        self._ratio = keep_ratio
+        self._needs_scores = (
+            config.selects_by_motion and (config.keep_ratio if keep_ratio is None else keep_ratio) != 1
+        )
 
     @property
     def num_slots(self) -> int:
@@ -104,13 +106,15 @@ class SlotEncoder:
         grid, encoder = self.config.grid_size, self._encoder
         tokens = torch.stack([torch.cat([slot.tokens for slot in slots]) for slots in clips])  # (B, N, D)
         scores = torch.stack([_scores_of(slots) for slots in clips]) if self._needs_scores else None  # (B, N)
-        ids, _ = self._embeddings.choose(tokens, scores, grid, self._ratio)  # (B, K)
-        tokens = self._embeddings.add_positions(gather_tokens(tokens, ids), ids, grid)  # (B, K, D)
-        model = self._model
+        (ids, packing), _ = self._embeddings.choose(tokens, scores, grid, self._ratio)  # (B, K)
+        tokens = gather_tokens(tokens if packing is None else packed(tokens), ids)  # (B, K, D)
+        tokens, model = self._embeddings.add_positions(tokens, ids, grid), self._model
         if not isinstance(model, EverestForVideoClassification):
-            return encoder.encode(tokens)[0].float().mean(dim=1).cpu(), None
+            encoded = encoder.encode(tokens, packing=packing)[0].float()
+            return (encoded if packing is None else packing.mean(encoded)).mean(dim=1).cpu(), None
         read = "mean" if reads_mean_alone(self.config, training=False) else None
-        features = model.pool(encoder.encode(tokens, read=read)[0])
+        encoded = encoder.encode(tokens, read=read, packing=packing)[0]
+        features = model.pool(encoded, None if read else packing)
         return features.float().cpu(), model.classifier(features).float().cpu()
 
 

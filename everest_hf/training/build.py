@@ -39,7 +39,8 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
     Raises:
         ValueError: the checkpoint cannot be loaded, or the configuration is impossible.
     """
-    cls, values = MODEL_CLASSES[recipe.task], dict(recipe.config)
+    # A threshold of the checkpoint's was found for its weights and its share of tokens.
+    cls, values = MODEL_CLASSES[recipe.task], {**recipe.config, "keep_threshold": None}
     if recipe.task == "probe" and recipe.model is None:
         raise ValueError("model is None; it must be the checkpoint whose encoder is probed")
     if recipe.has_labels:

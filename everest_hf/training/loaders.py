@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Videos of a stream that are opened before anything is trained.
 HEAD = 8
+# Videos of which the threshold of token_budget "batch" is found.
+CALIBRATION_VIDEOS = 512
 # The file that remembers which videos a run has opened to see whether they can be read.
 OPENED = "opened_videos.jsonl"
 
@@ -283,6 +285,17 @@ def build_val_loader(
         num_processes=state.num_processes,
     )
     return DataLoader(views, batch_sampler=batches, **_workers_of(recipe))
+
+
+def build_calibration_loader(recipe: Recipe, config: EverestConfig, train: Dataset | IterableDataset) -> DataLoader:
+    """Return the loader of this process's share of training videos for `set_threshold`, read as evaluation reads them.
+
+    They are CALIBRATION_VIDEOS at most, evenly spaced; of a stream the first.
+    """
+    if isinstance(train, IterableDataset):
+        return build_val_loader(recipe, config, head_of(train, CALIBRATION_VIDEOS), 1, 1)
+    step = -(-len(train) // CALIBRATION_VIDEOS)
+    return build_val_loader(recipe, config, train.select(range(0, len(train), step)), 1, 1)
 
 
 def final_views(recipe: Recipe) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..configuration_everest import EverestConfig
-from ..modeling_everest import patchify
+from ..selection_everest import patchify
 from .figures import plt, save
 
 # Width of a frame in a picture, and of a whole picture, in inches.

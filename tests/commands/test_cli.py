@@ -35,7 +35,8 @@ from everest_hf import (
 from everest_hf.commands.visualize import ANIMATION_SUFFIXES
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
-from everest_hf.modeling_everest import patchify, pixel_targets
+from everest_hf.embeddings_everest import pixel_targets
+from everest_hf.selection_everest import patchify
 from everest_hf.training.recipe import load_recipe
 from everest_hf.visualize import draw_reconstruction
 from everest_hf.visualize.animation import WRITERS

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from everest_hf import EverestConfig, EverestForPreTraining, EverestForVideoClassification, EverestModel, cli
 from everest_hf.convert import convert_checkpoint, convert_to_videomae
-from everest_hf.modeling_everest import sincos_table
+from everest_hf.embeddings_everest import sincos_table
 from everest_hf.video_processing_everest import EverestVideoProcessor
 
 SIZES = {
@@ -488,7 +488,9 @@ def test_a_converted_classifier_is_a_complete_checkpoint(tmp_path, classifier):
     report = convert_checkpoint(saved(classifier, tmp_path / "source"), out, keep_ratio=0.5)
     files = {path.name for path in out.iterdir()}
     assert files >= {"config.json", "model.safetensors", "configuration_everest.py", "modeling_everest.py"}
-    assert files >= {"selection_everest.py", "kernels_everest.py", "camera_everest.py"}
+    assert files >= {
+        f"{part}_everest.py" for part in ("attention", "camera", "embeddings", "kernels", "packing", "selection")
+    }
     assert files >= {"video_processing_everest.py", "video_preprocessor_config.json"}
     assert "AutoModelForPreTraining" in json.loads((out / "config.json").read_text())["auto_map"]
     model = AutoModelForVideoClassification.from_pretrained(out)

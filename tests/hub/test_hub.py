@@ -27,12 +27,15 @@ from everest_hf.training.run import Run
 
 MODEL_FILES = {
     "README.md",
+    "attention_everest.py",
     "camera_everest.py",
     "config.json",
     "configuration_everest.py",
+    "embeddings_everest.py",
     "kernels_everest.py",
     "model.safetensors",
     "modeling_everest.py",
+    "packing_everest.py",
     "selection_everest.py",
     "video_preprocessor_config.json",
     "video_processing_everest.py",

@@ -7,7 +7,7 @@ from helpers import reference
 from helpers.models import MODELS, assert_identical, build, clips, main
 
 from everest_hf import EverestForPreTraining, EverestModel
-from everest_hf.modeling_everest import EverestPositionEmbeddings
+from everest_hf.embeddings_everest import EverestPositionEmbeddings
 
 
 @pytest.mark.parametrize("model_class", MODELS)

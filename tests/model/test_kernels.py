@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from helpers.models import DTYPES, MODELS, build, clips, main
 from helpers.tiny import tiny_config
 from torch import nn
 
-from everest_hf import EverestForVideoClassification, EverestModel, kernels_everest
-from everest_hf.modeling_everest import eager_attention_forward
+from everest_hf import EverestForVideoClassification, EverestModel, attention_everest, kernels_everest
+from everest_hf.attention_everest import eager_attention_forward
 
 # ------------------------------------------------------------------ the patch projection
 
@@ -79,11 +80,11 @@ def test_a_model_that_splits_products_gives_the_same(oversampling, model_class, 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("tokens", [200, 256, 600])
 def test_attention_in_blocks_is_attention(tokens, dropout, monkeypatch):
-    monkeypatch.setattr(kernels_everest, "QUERIES_AT_A_TIME", 256 if dropout == 0 else 1000)  # or it draws otherwise
+    monkeypatch.setattr(attention_everest, "QUERIES_AT_A_TIME", 256 if dropout == 0 else 1000)  # or it draws otherwise
     shape, scaling = (2, 3, tokens, 8), 8**-0.5
     inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3)]
     results = []
-    for attend in (kernels_everest.blocked_attention_forward, eager_attention_forward):
+    for attend in (attention_everest.blocked_attention_forward, eager_attention_forward):
         torch.manual_seed(0)
         found, _ = attend(nn.Module().train(), *inputs, None, scaling=scaling, dropout=dropout)
         slopes = torch.autograd.grad(found.square().sum(), inputs)
@@ -101,7 +102,7 @@ def test_a_model_in_16_bits_attends_in_blocks(dtype, monkeypatch):
     model = build(EverestForVideoClassification).to(dtype)
     pixel_values = clips().to(dtype)
     expected = model(pixel_values, output_attentions=True).logits
-    monkeypatch.setattr(kernels_everest, "QUERIES_AT_A_TIME", 10)
+    monkeypatch.setattr(attention_everest, "QUERIES_AT_A_TIME", 10)
     with Called() as called:
         found = model(pixel_values).logits
     assert called.names.count("_softmax") == 2 * 3  # two layers, three blocks of 27 queries
@@ -119,7 +120,7 @@ def test_the_mlp_is_two_products_with_an_activation_between(act, mean, training,
     mlp = build(EverestModel, hidden_act=act).encoder.layers[0].mlp.train(training)
     hidden_states = torch.randn(5, 9, 32)
     with torch.set_grad_enabled(grad):
-        found = mlp(hidden_states, mean)
+        found = mlp(hidden_states, partial(torch.mean, dim=1, keepdim=True) if mean else None)
     hidden = {"gelu": nn.functional.gelu, "silu": nn.functional.silu}[act](mlp.fc1(hidden_states))
     expected = hidden @ mlp.fc2.weight.T + mlp.fc2.bias
     torch.testing.assert_close(found, expected.mean(dim=1, keepdim=True) if mean else expected)

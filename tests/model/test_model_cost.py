@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel
 from everest_hf.cost import operations_counter
-from everest_hf.modeling_everest import patchify, pixel_targets
+from everest_hf.embeddings_everest import pixel_targets
+from everest_hf.selection_everest import patchify
 
 MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
 

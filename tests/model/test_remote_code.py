@@ -14,7 +14,16 @@ from helpers.tiny import TINY, tiny_config
 
 from everest_hf import EverestForVideoClassification
 
-CODE = ("camera_everest", "configuration_everest", "kernels_everest", "modeling_everest", "selection_everest")
+CODE = (
+    "attention_everest",
+    "camera_everest",
+    "configuration_everest",
+    "embeddings_everest",
+    "kernels_everest",
+    "modeling_everest",
+    "packing_everest",
+    "selection_everest",
+)
 
 SUBCLASS = """
 from {origin} import EverestForVideoClassification

@@ -10,7 +10,7 @@ import torch
 from helpers.commands import ROOT, Result, Run
 from helpers.videos import real_clips
 
-from everest_hf.modeling_everest import patchify
+from everest_hf.selection_everest import patchify
 
 
 def run_benchmark(name: str, *options, cwd: Path) -> Result:

@@ -6,7 +6,7 @@ import torch
 from helpers.tiny import tiny_config
 from PIL import Image
 
-from everest_hf.modeling_everest import patchify
+from everest_hf.selection_everest import patchify
 from everest_hf.visualize import charts, draw_confusion, draw_curves, draw_kept_tokens, frame_titles
 from everest_hf.visualize.tokens import grey_out, token_mask, unpatchify
 

@@ -1,0 +1,153 @@
+"""A budget of tokens for the batch, not for each clip: which tokens are taken, and where they lie.
+
+Clips then have different numbers of tokens. They lie one after the other, packed, as (1, total, D), and a `Packing` says
+where each clip begins. Letters in shapes as in modeling_everest.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .selection_everest import Noise, sorted_ids
+
+
+class Packing(NamedTuple):
+    """Where each clip of a batch lies among its tokens (1, total, D).
+
+    cu_seqlens: (B + 1,) int32, the first token of each clip and, last, the total. longest: no clip has more tokens.
+    """
+
+    cu_seqlens: torch.Tensor
+    longest: int
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """The number of tokens of each clip, (B,)."""
+        return self.cu_seqlens.diff()
+
+    def clip_of(self, total: int) -> torch.Tensor:
+        """Return which clip each token is of, (total,)."""
+        tokens = torch.arange(total, device=self.cu_seqlens.device, dtype=self.cu_seqlens.dtype)
+        return torch.searchsorted(self.cu_seqlens[1:], tokens, right=True)
+
+    def mean(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the mean of each clip's tokens: (1, total, D) gives (B, 1, D), added up in float32."""
+        sums = tokens.new_zeros(len(self.counts), tokens.shape[2], dtype=torch.float32)
+        sums = sums.index_add(0, self.clip_of(tokens.shape[1]), tokens[0].float())
+        return (sums / self.counts[:, None]).to(tokens.dtype)[:, None]
+
+    def spread(self, of_clips: torch.Tensor, total: int) -> torch.Tensor:
+        """Give each token what its clip has: (B, 1, D) gives (1, total, D)."""
+        return of_clips[:, 0][self.clip_of(total)][None]
+
+
+def packing_of_one(clips: int, device: torch.device) -> Packing:
+    """Return the packing of clips that have one token each."""
+    return Packing(torch.arange(clips + 1, dtype=torch.int32, device=device), 1)
+
+
+def packed(x: torch.Tensor) -> torch.Tensor:
+    """Lay the tokens of clips one after the other: (B, N, any) gives (1, B * N, any)."""
+    return x.flatten(0, 1)[None]
+
+
+class Chosen(NamedTuple):
+    """Tokens of a batch. ids: (B, K) of each clip; or, with a packing, (1, total) among all B * N, clip after clip."""
+
+    ids: torch.Tensor
+    packing: Packing | None
+
+
+# ------------------------------------------------------------------------------------------------------ selection
+
+
+def choose_of_batch(scores: torch.Tensor, total: int, least: int, most: int) -> Chosen:
+    """Take the tokens of highest score (B, N) of a batch, `total` of them, in time order within each clip.
+
+    Each clip has at least `least` and at most `most`; of equals the lower clip, then the lower id comes first. The
+    result's shape does not depend on the scores.
+    """
+    ids, falling = _within_bounds(scores, least, most)
+    taken = sorted_ids(falling[None], descending=True)[0, :total]
+    return _chosen(ids[taken], scores.shape, most)
+
+
+def choose_above(scores: torch.Tensor, threshold: float, least: int, most: int) -> Chosen:
+    """Take each clip's tokens whose score (B, N) is above the threshold, by the bounds of `choose_of_batch`.
+
+    What is taken of a clip depends on that clip alone.
+    """
+    ids, falling = _within_bounds(scores, least, most)
+    return _chosen(ids[falling > threshold], scores.shape, most)
+
+
+def _within_bounds(scores: torch.Tensor, least: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids (B * N,) of a batch's tokens, each clip's by falling score, and those scores within the bounds.
+
+    What a clip is to have is infinitely high, what it may not have infinitely low.
+    """
+    order = sorted_ids(scores, descending=True)  # (B, N)
+    falling = scores.gather(1, order)
+    falling[:, :least], falling[:, most:] = torch.inf, -torch.inf
+    first = torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]
+    return (first + order).flatten(), falling.flatten()
+
+
+def _chosen(ids: torch.Tensor, shape: torch.Size, most: int) -> Chosen:
+    """Order ids (total,) of the tokens of a batch, of the shape (B, N), and say where each clip begins."""
+    clips, num_tokens = shape
+    ids = ids.sort().values
+    ends = torch.arange(clips + 1, device=ids.device) * num_tokens
+    return Chosen(ids[None], Packing(torch.searchsorted(ids, ends, out_int32=True), most))
+
+
+def threshold_of(scores: torch.Tensor, kept: int, least: int, most: int) -> float:
+    """Return the threshold with which `choose_above` takes `kept` tokens a clip, on the average of clips (V, N).
+
+    least < kept < most. It lies among the scores, so that tokens of the same score may make it a little less.
+    """
+    falling = _within_bounds(scores, least, most)[1]
+    return falling.sort(descending=True).values[kept * len(scores)].item()
+
+
+def split_informative(chosen: Chosen, noise: Noise, visible: int, informative: int) -> tuple[Chosen, Chosen]:
+    """Divide the informative tokens of a batch in those that the encoder sees and those to predict.
+
+    A draw decides which, clip by clip. Each clip has the share visible / informative of its tokens visible. Its count is
+    rounded so that those of the first n clips together are the share of the n clips' tokens, rounded down: all
+    counts are within 1 of the share, and the total is exact.
+    """
+    ids, (cu_seqlens, most) = chosen
+    total, clip = ids.shape[1], chosen.packing.clip_of(ids.shape[1])
+    drawn = sorted_ids(noise(informative).flatten()[None])[0]
+    order = drawn[sorted_ids(clip[drawn][None])[0]]  # (total,) clip after clip, within each by the draw
+    ends = cu_seqlens.long() * visible // informative  # (B + 1,)
+    place = torch.arange(total, device=ids.device) - cu_seqlens[clip]
+    is_visible = place < ends.diff()[clip]
+    parts = sorted_ids((~is_visible).to(torch.uint8)[None])[0]  # the visible ones first
+    split = len(cu_seqlens) - 1, visible
+    num_visible = split[0] * split[1]
+    ids = ids[:, order]
+    seen = Packing(ends.to(torch.int32), most)
+    unseen = Packing(cu_seqlens - seen.cu_seqlens, most)
+    return Chosen(ids[:, parts[:num_visible]], seen), Chosen(ids[:, parts[num_visible:]], unseen)
+
+
+def interleave(visible: torch.Tensor, targets: torch.Tensor, seen: Packing, unseen: Packing):
+    """Lay each clip's visible tokens (1, V, D) and targets (1, M, D) beside each other: (1, V + M, D).
+
+    Returns them, their packing, and the places (M,) of the targets.
+    """
+    at_visible = _places(visible.shape[1], seen, unseen.cu_seqlens[:-1])
+    at_targets = _places(targets.shape[1], unseen, seen.cu_seqlens[1:])
+    tokens, places = torch.cat([visible, targets], dim=1), torch.cat([at_visible, at_targets])
+    together = Packing(seen.cu_seqlens + unseen.cu_seqlens, seen.longest)
+    return torch.zeros_like(tokens).index_copy(1, places, tokens), together, at_targets
+
+
+def _places(total: int, packing: Packing, before: torch.Tensor) -> torch.Tensor:
+    """Return the places (total,) of packed tokens, moved behind as many others as `before` (B,) says of their clip."""
+    tokens = torch.arange(total, device=before.device)
+    return tokens + before[packing.clip_of(total)]
