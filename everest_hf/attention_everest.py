@@ -7,6 +7,7 @@ packed tokens B is 1, and Q and K are those of all clips. Other letters in shape
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from .packing_everest import Packing
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # before torch 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 # Queries of a block: the weights of a block then stay in the cache of a CPU core (benchmarks/attention.py).
 QUERIES_AT_A_TIME = 256
@@ -55,7 +56,7 @@ def blocked_attention_forward(module, query, key, value, attention_mask, scaling
 
 def attend_packed(
     attend: Callable,
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -84,7 +85,8 @@ def attend_packed(
         return attend(module, query, key, value, mask, scaling=scaling)
     if name == "sdpa" and _has_varlen(query):
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (total, heads, d)
-        return varlen_attn(query, key, value, *lengths, scale=scaling)[None], None
+        attended: Any = varlen_attn(query, key, value, *lengths, scale=scaling)
+        return attended[None], None
     if compiling and name == "sdpa":
         return torch.ops.everest.attend_segments(query, key, value, *lengths[:2], scaling), None
     return attend_one_by_one(attend, module, query, key, value, *lengths[:2], scaling), None

@@ -92,6 +92,8 @@ class EverestConfig(PretrainedConfig):
         "scores",
         "hidden_states",
         "attentions",
+        "packing",
+        "target_packing",
     ]
 
     if TYPE_CHECKING:  # Transformers knows configurations without labels; these always have them

@@ -175,13 +175,17 @@ class EverestEmbeddings(nn.Module):
         if config.token_budget == "clip" or not (self.training or (keep_ratio is None and not pretraining)):
             ids, target_ids = select_tokens(config, scores, draw, grid, ratio, pretraining)
             return Chosen(ids, None), None if target_ids is None else Chosen(target_ids, None)
+        assert scores is not None  # a budget of the batch is for selections by motion alone
         bounds = config.token_bounds(grid)
         if not self.training:
-            return choose_above(scores, config.score_threshold(), *bounds), None
+            return Chosen(*choose_above(scores, config.score_threshold(), *bounds)), None
         config.check_budget("pretraining_keep_ratio" if pretraining else "keep_ratio", keep_ratio, grid)
         num_kept, num_targets = count_selected(config, grid, ratio, pretraining)
-        chosen = choose_of_batch(scores, batch * (num_kept + num_targets), *bounds)
-        return split_informative(chosen, draw, num_kept, num_kept + num_targets) if pretraining else (chosen, None)
+        num_informative = num_kept + num_targets
+        ids, packing = choose_of_batch(scores, batch * num_informative, *bounds)
+        if pretraining:
+            return split_informative(ids, packing, draw, num_kept, num_informative)
+        return Chosen(ids, packing), None
 
     def add_positions(self, tokens: torch.Tensor, ids: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Add the positions of ids (B, K) in a grid, or of packed ids in a batch of it, to tokens (B, K, D)."""

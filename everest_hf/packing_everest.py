@@ -6,6 +6,7 @@ where each clip begins. Letters in shapes as in modeling_everest.py.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ class Packing(NamedTuple):
         """Return which clip each token is of, (total,)."""
         tokens = torch.arange(total, device=self.cu_seqlens.device, dtype=self.cu_seqlens.dtype)
         return torch.searchsorted(self.cu_seqlens[1:], tokens, right=True)
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what each clip has of (1, total, any): B tensors (n, any). It waits for the device."""
+        return tokens[0].split(self.counts.tolist())
 
     def mean(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mean of each clip's tokens: (1, total, D) gives (B, 1, D), added up in float32."""
@@ -63,18 +68,18 @@ class Chosen(NamedTuple):
 # ------------------------------------------------------------------------------------------------------ selection
 
 
-def choose_of_batch(scores: torch.Tensor, total: int, least: int, most: int) -> Chosen:
+def choose_of_batch(scores: torch.Tensor, total: int, least: int, most: int) -> tuple[torch.Tensor, Packing]:
     """Take the tokens of highest score (B, N) of a batch, `total` of them, in time order within each clip.
 
-    Each clip has at least `least` and at most `most`; of equals the lower clip, then the lower id comes first. The
-    result's shape does not depend on the scores.
+    Each clip has at least `least` and at most `most`; of equals the lower clip, then the lower id comes first. Returns
+    their ids (1, total) among all B * N, clip after clip. The shape does not depend on the scores.
     """
     ids, falling = _within_bounds(scores, least, most)
     taken = sorted_ids(falling[None], descending=True)[0, :total]
     return _chosen(ids[taken], scores.shape, most)
 
 
-def choose_above(scores: torch.Tensor, threshold: float, least: int, most: int) -> Chosen:
+def choose_above(scores: torch.Tensor, threshold: float, least: int, most: int) -> tuple[torch.Tensor, Packing]:
     """Take each clip's tokens whose score (B, N) is above the threshold, by the bounds of `choose_of_batch`.
 
     What is taken of a clip depends on that clip alone.
@@ -95,44 +100,45 @@ def _within_bounds(scores: torch.Tensor, least: int, most: int) -> tuple[torch.T
     return (first + order).flatten(), falling.flatten()
 
 
-def _chosen(ids: torch.Tensor, shape: torch.Size, most: int) -> Chosen:
+def _chosen(ids: torch.Tensor, shape: torch.Size, most: int) -> tuple[torch.Tensor, Packing]:
     """Order ids (total,) of the tokens of a batch, of the shape (B, N), and say where each clip begins."""
     clips, num_tokens = shape
     ids = ids.sort().values
     ends = torch.arange(clips + 1, device=ids.device) * num_tokens
-    return Chosen(ids[None], Packing(torch.searchsorted(ids, ends, out_int32=True), most))
+    return ids[None], Packing(torch.searchsorted(ids, ends, out_int32=True), most)
 
 
 def threshold_of(scores: torch.Tensor, kept: int, least: int, most: int) -> float:
     """Return the threshold with which `choose_above` takes `kept` tokens a clip, on the average of clips (V, N).
 
-    least < kept < most. It lies among the scores, so that tokens of the same score may make it a little less.
+    least < kept < most. It is halfway between two scores. Where these are the same, the average is a little lower.
     """
-    falling = _within_bounds(scores, least, most)[1]
-    return falling.sort(descending=True).values[kept * len(scores)].item()
+    falling = _within_bounds(scores, least, most)[1].sort(descending=True).values
+    last, next_one = falling[kept * len(scores) - 1].item(), falling[kept * len(scores)].item()
+    return next_one if math.isinf(last) else (last + next_one) / 2
 
 
-def split_informative(chosen: Chosen, noise: Noise, visible: int, informative: int) -> tuple[Chosen, Chosen]:
-    """Divide the informative tokens of a batch in those that the encoder sees and those to predict.
+def split_informative(
+    ids: torch.Tensor, packing: Packing, noise: Noise, visible: int, informative: int
+) -> tuple[Chosen, Chosen]:
+    """Divide a batch's informative tokens (1, total) into those that the encoder sees and those to predict, by a draw.
 
-    A draw decides which, clip by clip. Each clip has the share visible / informative of its tokens visible. Its count is
-    rounded so that those of the first n clips together are the share of the n clips' tokens, rounded down: all
-    counts are within 1 of the share, and the total is exact.
+    visible, informative: their numbers for a clip on the average. Of each clip the share visible / informative is
+    visible. It is rounded so that the first n clips together have their share rounded down: each clip's number is less
+    than 1 from its share, and the total is what it would be if all clips had the average.
     """
-    ids, (cu_seqlens, most) = chosen
-    total, clip = ids.shape[1], chosen.packing.clip_of(ids.shape[1])
+    clip = packing.clip_of(ids.shape[1])  # (total,)
     drawn = sorted_ids(noise(informative).flatten()[None])[0]
-    order = drawn[sorted_ids(clip[drawn][None])[0]]  # (total,) clip after clip, within each by the draw
-    ends = cu_seqlens.long() * visible // informative  # (B + 1,)
-    place = torch.arange(total, device=ids.device) - cu_seqlens[clip]
-    is_visible = place < ends.diff()[clip]
-    parts = sorted_ids((~is_visible).to(torch.uint8)[None])[0]  # the visible ones first
-    split = len(cu_seqlens) - 1, visible
-    num_visible = split[0] * split[1]
-    ids = ids[:, order]
-    seen = Packing(ends.to(torch.int32), most)
-    unseen = Packing(cu_seqlens - seen.cu_seqlens, most)
-    return Chosen(ids[:, parts[:num_visible]], seen), Chosen(ids[:, parts[num_visible:]], unseen)
+    order = drawn[sorted_ids(clip[drawn][None])[0]]  # clip after clip, within each by the draw
+    ends = packing.cu_seqlens.long() * visible // informative  # (B + 1,), of the visible ones
+    place = torch.arange(ids.shape[1], device=ids.device) - packing.cu_seqlens[clip]
+    hidden = place >= ends.diff()[clip]
+    num_visible = ids.shape[1] * visible // informative
+    parts = sorted_ids(hidden.to(torch.uint8)[None])[0].tensor_split((num_visible,))
+    seen, to_predict = (ids[:, order[part]] for part in parts)
+    of_seen = Packing(ends.to(torch.int32), packing.longest)
+    of_targets = Packing(packing.cu_seqlens - of_seen.cu_seqlens, packing.longest)
+    return Chosen(seen, of_seen), Chosen(to_predict, of_targets)
 
 
 def interleave(visible: torch.Tensor, targets: torch.Tensor, seen: Packing, unseen: Packing):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from .evaluate import join, on_device
 @torch.no_grad()
 def score_tokens(model: EverestPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the scores (B, N) float32 of clips (B, T, C, H, W), as the model's selection makes them in evaluation."""
-    embeddings = model.base_model.embeddings
+    embeddings: Any = model.base_model.embeddings
     # With all tokens kept nothing is selected yet, and no threshold is needed.
     return embeddings(pixel_values, keep_ratio=1.0, output_scores=True).scores
 

@@ -143,8 +143,9 @@ def _about(architecture: str, config: EverestConfig) -> str:
         f"{config.hidden_size} on clips of {config.num_input_frames} frames of {height} × {width} pixels."
     ]
     if architecture == CLASSIFIER:
+        average = ", on the average of clips," if config.token_budget == "batch" else ""
         lines.append(
-            f"It keeps {config.num_kept_tokens()} of a clip's {config.num_tokens} tokens (`keep_ratio` "
+            f"It keeps {config.num_kept_tokens()} of a clip's {config.num_tokens} tokens{average} (`keep_ratio` "
             f"{config.keep_ratio:g}, `token_selection` {config.token_selection}) and knows {config.num_labels} "
             f"label{'s' if config.num_labels > 1 else ''}."
         )

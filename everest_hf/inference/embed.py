@@ -20,7 +20,7 @@ from ..data import VideoViews
 from ..data.rows import paths_of
 from ..data.segments import segments_in
 from ..files import LOCK, held, part_suffix, put_in_place, write_whole
-from ..modeling_everest import EverestForVideoClassification, EverestPreTrainedModel
+from ..modeling_everest import EverestForVideoClassification, EverestModelOutput, EverestPreTrainedModel
 from ..video import VideoError
 from .batches import pixel_values_of, reading
 from .features import Features, save_tensors, writer_of
@@ -45,7 +45,12 @@ def feature_function(
     if isinstance(model, EverestForVideoClassification):
         model.classifier = nn.Identity()  # type: ignore[assignment]  # another kind of module than it was
         return lambda pixel_values: model(pixel_values, keep_ratio=keep_ratio).logits.float()
-    return lambda pixel_values: model(pixel_values, keep_ratio=keep_ratio).last_hidden_state.float().mean(dim=1)
+    return lambda pixel_values: _mean_token(model(pixel_values, keep_ratio=keep_ratio))
+
+
+def _mean_token(output: EverestModelOutput) -> torch.Tensor:
+    tokens = output.last_hidden_state.float()
+    return (tokens if output.packing is None else output.packing.mean(tokens)).mean(dim=1)
 
 
 def embed_videos(

@@ -23,6 +23,8 @@ from ..video_processing_everest import EverestVideoProcessor
 from .export_readme import readme_of
 from .loading import load_encoder
 
+logger = logging.getLogger(__name__)
+
 # Largest difference between what the file and the model give.
 TOLERANCE = 1e-4
 # Clips that a file of any number of clips is checked with, beside the two that it is made with, and the most it takes.
@@ -74,6 +76,11 @@ def export_model(
         raise ValueError(
             f"{name}: takes {model.config.num_channels} channels; the file could not be checked on a video"
         )
+    if model.config.token_budget == "batch":
+        # A file's shapes are fixed, so every clip keeps the same number.
+        model.config.token_budget, model.config.keep_threshold = "clip", None
+        ratio = model.config.keep_ratio if keep_ratio is None else keep_ratio
+        logger.warning("%s: token_budget 'batch' is 'clip' in the file, which keeps %g of every clip", name, ratio)
     exported = Exported(model.cpu(), keep_ratio).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:

@@ -23,6 +23,8 @@ def describe(run: Run) -> str:
         tokens = f"{config.num_visible_tokens} seen and {config.num_target_tokens} predicted"
     else:
         tokens = f"{config.num_kept_tokens()} kept"
+    if config.token_budget == "batch":
+        tokens += " of a clip on the average,"
     return (
         f"{recipe.task}: {videos}, {run.num_val} held out, "
         f"{recipe.epochs} epochs = {run.total_steps} steps of {run.total_batch} clips, to {recipe.output_dir}\n"

@@ -1,6 +1,7 @@
 """What the model sees in training, as a picture: clips after crop, flip, RandAugment, erasing and mixing."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..configuration_everest import EverestConfig
 from ..data import VideoClips, collate, head_of, transforms
 from ..modeling_everest import EverestPreTrainedModel
+from ..packing_everest import Packing
 from ..video import VideoError
 from ..visualize import grey_out, take_slots, token_mask, write_contact_sheet
 from .inputs import model_inputs
@@ -42,19 +44,30 @@ def draw_train_clips(
         inputs = model_inputs(batch, recipe, config)
         noise = {name: value for name, value in inputs.items() if name not in ("pixel_values", "labels")}
         encoder: Any = model.everest
-        embedded = encoder.embeddings(inputs["pixel_values"], recipe.task == "pretrain", **noise)
+        embedded = encoder.embeddings.train()(inputs["pixel_values"], recipe.task == "pretrain", **noise)
+    kept = _by_clip(embedded.kept_ids, embedded.packing)
+    targets = None if embedded.target_ids is None else _by_clip(embedded.target_ids, embedded.target_packing)
     seen = _to_uint8(inputs["pixel_values"], config)  # (B, T, 3, H, W)
     names = names_of(train, batch["index"].tolist())
     clips = []
     for i in range(min(CLIPS, len(seen))):
         worked_on = take_slots(seen[i], None if embedded.slots is None else embedded.slots[i], config)
-        targets = None if embedded.target_ids is None else embedded.target_ids[i]
-        strips = [worked_on, _with_tokens(worked_on, embedded.kept_ids[i], targets, config)]
+        strips = [worked_on, _with_tokens(worked_on, kept[i], None if targets is None else targets[i], config)]
         label = f": {_label_in_words(inputs['labels'][i], config)}" if "labels" in inputs else ""
         clips.append((Path(names[i]).name + label, strips))
-    kept = f"{embedded.kept_ids.shape[1]} of {config.num_tokens} tokens"
-    kept += " kept" if embedded.target_ids is None else f" seen, {embedded.target_ids.shape[1]} to predict (blue)"
-    write_contact_sheet(f"training clips; below each: {kept}", clips, path, every=config.tubelet_size)
+    below = f"{_mean_length(kept):g} of {config.num_tokens} tokens"
+    below += " kept" if targets is None else f" seen, {_mean_length(targets):g} to predict (blue)"
+    below += "" if embedded.packing is None else ", on the average"
+    write_contact_sheet(f"training clips; below each: {below}", clips, path, every=config.tubelet_size)
+
+
+def _by_clip(ids: torch.Tensor, packing: Packing | None) -> Sequence[torch.Tensor]:
+    """Return the ids (n,) of each clip, of (B, n) or of packed ones."""
+    return ids.unbind() if packing is None else packing.split(ids)
+
+
+def _mean_length(ids: Sequence[torch.Tensor]) -> float:
+    return sum(map(len, ids)) / len(ids)
 
 
 def _first_batch(recipe: Recipe, config: EverestConfig, train: Dataset | IterableDataset) -> dict:

@@ -127,6 +127,30 @@ def compensated_scores(clip, weight, scale):
     return np.concatenate([found[0], *found])
 
 
+def shared(scores, total, least, most):
+    """Return how many tokens each clip of scores (B, N) has, if the batch takes `total` of highest score one by one."""
+    counts = [least] * len(scores)
+    waiting = [sorted(clip, reverse=True) for clip in scores]
+    while sum(counts) < total:
+        able = [i for i, count in enumerate(counts) if count < most]
+        winner = max(able, key=lambda i: (waiting[i][counts[i]], -i))
+        counts[winner] += 1
+    return counts
+
+
+def above(scores, threshold, least, most):
+    """Return how many tokens of each clip have a score above the threshold, within bounds."""
+    return [min(max(sum(score > threshold for score in clip), least), most) for clip in scores]
+
+
+def visible_of(counts, visible, informative):
+    """Return how many of each clip's informative tokens are visible: of the first n clips together their share."""
+    found = []
+    for number in range(1, len(counts) + 1):
+        found.append(sum(counts[:number]) * visible // informative - sum(found))
+    return found
+
+
 def top(values, count):
     """Return the indices of the `count` largest values, largest first, the lower index first where they tie."""
     return sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
