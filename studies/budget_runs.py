@@ -1,4 +1,4 @@
-"""The runs of the budget study: clips with their truth, a model that gives each clip a number of tokens of its own."""
+"""The runs of the budget study: clips with their truth, fine-tunings, and pre-trainings by budget."""
 
 import dataclasses
 import statistics
@@ -9,25 +9,49 @@ from pathlib import Path
 import numpy as np
 import torch
 from motion_clips import CONDITIONS, MotionClips, Split, condition_of
-from motion_runs import Bench, Pretraining, Size, classification_loss, clips_path, evaluate, train
-from torch.nn import functional as F
-from transformers import AttentionInterface
+from motion_runs import Bench, Pretraining, Size, classification_loss, clips_path, evaluate, pretrain, train
 
-from everest_hf import EverestForVideoClassification
+from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.camera_everest import changes_beside_camera
-from everest_hf.configuration_everest import share_of
+from everest_hf.evaluation.threshold import find_threshold, score_tokens
 from everest_hf.files import write_whole
-from everest_hf.kernels_everest import project
-from everest_hf.modeling_everest import EverestForVideoClassificationOutput
-from everest_hf.selection_everest import gather_tokens, patchify, sorted_ids
+from everest_hf.selection_everest import patchify
 
 LEAST, MOST = 0.05, 0.6
 CALIBRATION_CLIPS = 960
 
 
+# The selection of each kind of scores. What is true is put in the place of those of "motion".
+SELECTIONS = {"plain": "motion", "compensated": "compensated", "true camera": "motion", "true sprites": "motion"}
+
+
+@dataclass(frozen=True)
+class BudgetPretraining:
+    """A pre-training on varied clips. budget: of its informative tokens."""
+
+    seed: int
+    steps: int
+    budget: str
+    scores: str
+
+    @property
+    def name(self) -> str:
+        return f"pretrain-varied-{self.budget}-{self.scores}-{self.seed}"
+
+    def do(self, bench: "TruthBench") -> dict:
+        selection = {"token_selection": SELECTIONS[self.scores], "keep_ratio": 0.3}  # which the bounds allow
+        own = dataclasses.replace(bench, fields={**selection, **budget_fields(self.budget)})
+        run = Pretraining("everest", self.seed, self.steps)
+        return pretrain(own, run, bench.size.pretraining_lr, partial(own.draw, "varied"), self.name)
+
+
 @dataclass(frozen=True)
 class Arm:
-    """A fine-tuning. clips: a name of `specs`; also: other ratios at which it is evaluated."""
+    """A fine-tuning.
+
+    clips: a name of `specs`. also: other ratios at which it is evaluated. pretrained: the budget of a pre-training on
+    varied clips that it follows; None: it follows the motion study's.
+    """
 
     clips: str
     seed: int
@@ -35,17 +59,30 @@ class Arm:
     budget: str = "clip"
     scores: str = "plain"
     also: tuple[float, ...] = ()
+    pretrained: str | None = None
 
     @property
     def title(self) -> str:
-        return f"{self.budget} {self.keep_ratio:g}" + ("" if self.scores == "plain" else f", {self.scores}")
+        scores = "" if self.scores == "plain" else f", {self.scores}"
+        start = "" if self.pretrained is None else f", pre-trained on such clips by {self.pretrained}"
+        return f"{self.budget} {self.keep_ratio:g}{scores}{start}"
 
     @property
     def name(self) -> str:
         return f"{self.clips}-{self.title}-{self.seed}".replace(" ", "-").replace(",", "")
 
+    def start(self, size: Size) -> Pretraining | BudgetPretraining:
+        """Return the pre-training that it follows."""
+        if self.pretrained is None:
+            return Pretraining("everest", self.seed, size.pretraining_steps)
+        return BudgetPretraining(self.seed, size.pretraining_steps, self.pretrained, self.scores)
+
     def do(self, bench: "TruthBench") -> dict:
         return finetune(bench, self)
+
+
+def budget_fields(budget: str) -> dict:
+    return {"token_budget": budget, "min_keep_ratio": LEAST, "max_keep_ratio": MOST}
 
 
 # ------------------------------------------------------------------------------------------------------------ clips
@@ -89,10 +126,14 @@ def _save(path: Path, save, *args, **kwargs) -> None:
 
 @dataclass
 class TruthBench(Bench):
-    """A bench that also knows the truth about the clips that were read last."""
+    """A bench that also knows the truth about the clips that were read last. fields: of its pre-trainings' models."""
 
     truths: dict = field(default_factory=dict)
     last: tuple = ()
+    fields: dict = field(default_factory=dict)
+
+    def pretraining_model(self, targets: str) -> EverestForPreTraining:
+        return EverestForPreTraining(self.config(**self.fields)).to(self.device)
 
     def batch(self, kind, split, ids, config):
         self.last = kind, split, ids
@@ -105,118 +146,61 @@ class TruthBench(Bench):
         return torch.from_numpy(self.truths[kind, split][what])[ids]
 
 
-# ------------------------------------------------------------------------------------------------------------ model
-
-_key_mask: list[torch.Tensor | None] = [None]  # (B, 1, 1, K) of the tokens that are encoded now
-
-
-def masked_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    attended = F.scaled_dot_product_attention(query, key, value, _key_mask[0], dropout, scale=scaling)
-    return attended.transpose(1, 2), None
-
-
-AttentionInterface.register("masked", masked_attention)
-
-
-class BudgetModel(EverestForVideoClassification):
-    """A classifier that gives each clip a number of tokens of its own, padded and masked."""
-
-    def set_up(self, arm: Arm, bench: TruthBench) -> None:
-        self.arm, self.bench = arm, bench
-        self.thresholds: dict[float, float] = {}
-        self.counts: list[torch.Tensor] = []
-
-    def forward(self, pixel_values, labels=None, keep_ratio=None):
-        scores = self.score(pixel_values)  # (B, N)
-        counts = self.count(scores, keep_ratio or self.arm.keep_ratio)  # (B,)
-        self.counts.append(counts)
-        ids = sorted_ids(scores, descending=True)[:, : int(counts.max())]
-        keys = torch.arange(ids.shape[1]) < counts[:, None]  # (B, K)
-        _key_mask[0] = None if keys.all() else keys[:, None, None]
-        config, embeddings = self.config, self.everest.embeddings
-        patches = gather_tokens(patchify(pixel_values, config.tubelet_size, config.patch_size), ids)
-        tokens = embeddings.add_positions(project(embeddings.projection, patches), ids, config.grid_size)
-        encoded = self.everest.encode(tokens)[0] * keys[..., None]
-        logits = self.classifier(self.fc_norm(encoded.sum(1) / counts[:, None]))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        return EverestForVideoClassificationOutput(loss=loss, logits=logits)
-
-    @torch.no_grad()
-    def score(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score the tokens (B, N) of clips as the arm does."""
-        embeddings = self.everest.embeddings
-        if self.arm.scores == "compensated":
-            return embeddings.score_beside_camera(pixels)
-        slots = pixels.unflatten(1, (-1, self.config.tubelet_size))  # (B, t, tubelet, C, H, W)
-        if self.arm.scores == "true camera":
-            return embeddings.score_changes(changes_beside_camera(slots, self.bench.truth("true camera")))
-        scores = embeddings.score_changes(slots.diff(dim=1))
-        # Motion breaks the ties of sprites.
-        return self.bench.truth("true sprites") + 1e-6 * scores if self.arm.scores == "true sprites" else scores
-
-    def count(self, scores: torch.Tensor, ratio: float) -> torch.Tensor:
-        """Return how many tokens (B,) each clip keeps."""
-        num_tokens = scores.shape[1]
-        if self.arm.budget == "clip":
-            return torch.full(scores.shape[:1], share_of(ratio, num_tokens))
-        if self.training:
-            return counts_of_batch(scores, ratio)
-        return counts_above(scores, self.thresholds[ratio])
-
-    @torch.inference_mode()
-    def calibrate(self, ratio: float) -> None:
-        """Find the threshold that keeps this share of the tokens of training clips, by bisection."""
-        parts = torch.arange(min(CALIBRATION_CLIPS, self.bench.size.counts["train"])).split(64)
-        scores = torch.cat([self.score(self.bench.batch(self.arm.clips, "train", i, self.config)) for i in parts])
-        low, high = 0.0, scores.max().item()
-        for _ in range(40):
-            middle = (low + high) / 2
-            share = counts_above(scores, middle).float().mean().item() / scores.shape[1]
-            low, high = (middle, high) if share > ratio else (low, middle)
-        self.thresholds[ratio] = high
-
-
-def counts_of_batch(scores: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Return how many tokens (B,) each clip has among the highest scores (B, N) of the batch, within LEAST and MOST."""
-    batch, num_tokens = scores.shape
-    falling = scores.sort(dim=1, descending=True).values
-    falling[:, : share_of(LEAST, num_tokens)] = torch.inf
-    falling[:, share_of(MOST, num_tokens) :] = -torch.inf
-    taken = falling.flatten().topk(share_of(ratio, batch * num_tokens)).indices // num_tokens
-    return torch.bincount(taken, minlength=batch)
-
-
-def counts_above(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return how many tokens (B,) of each clip have a score (B, N) above the threshold, within LEAST and MOST."""
-    num_tokens = scores.shape[1]
-    return (scores > threshold).sum(1).clamp(share_of(LEAST, num_tokens), share_of(MOST, num_tokens))
-
-
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
 def finetune(bench: TruthBench, arm: Arm) -> dict:
     """Fine-tune a model, and return by ratio its accuracy and mean tokens by condition."""
     torch.manual_seed(arm.seed)
-    config, folder = bench.config(keep_ratio=arm.keep_ratio), bench.work / first_run(bench.size, arm.seed).name
-    model = BudgetModel.from_pretrained(folder, config=config, attn_implementation="masked").to(bench.device)
-    model.set_up(arm, bench)
+    fields = {"token_selection": SELECTIONS[arm.scores], "keep_ratio": arm.keep_ratio, **budget_fields(arm.budget)}
+    config, folder = bench.config(**fields), bench.work / arm.start(bench.size).name
+    model = EverestForVideoClassification.from_pretrained(folder, config=config).to(bench.device)
+    if arm.scores.startswith("true"):
+        score_by_truth(model, arm.scores, bench)
     steps, lr = bench.size.finetuning_steps, bench.size.finetuning_lr
     draw = partial(bench.draw, arm.clips, config)
     train(bench, model, steps, lr, (0.9, 0.999), draw, classification_loss, lambda *point: None)
-    return {f"{ratio:g}": _evaluate(bench, model, ratio) for ratio in (arm.keep_ratio, *arm.also)}
+    return {f"{ratio:g}": evaluate_at(bench, model, arm, ratio) for ratio in (arm.keep_ratio, *arm.also)}
 
 
-def first_run(size: Size, seed: int) -> Pretraining:
-    return Pretraining("everest", seed, size.pretraining_steps)
+def score_by_truth(model: EverestForVideoClassification, what: str, bench: TruthBench) -> None:
+    """Let a model choose by what is true of the clips that the bench has read last."""
+    embeddings, config = model.everest.embeddings, model.config
+
+    @torch.no_grad()
+    def score(pixels: torch.Tensor, patches: torch.Tensor):
+        slots = pixels.unflatten(1, (-1, config.tubelet_size))  # (B, t, tubelet, C, H, W)
+        if what == "true camera":
+            return None, embeddings.score_changes(changes_beside_camera(slots, bench.truth("true camera")))
+        # Motion breaks the ties of sprites.
+        return None, bench.truth("true sprites") + 1e-6 * embeddings.score_changes(slots.diff(dim=1))
+
+    embeddings._embed_and_score = score
 
 
-def _evaluate(bench: TruthBench, model: BudgetModel, ratio: float) -> dict:
-    if model.arm.budget == "batch":
-        model.eval().calibrate(ratio)
-    model.counts = []
-    top1 = evaluate(bench, model, model.arm.clips, "test", keep_ratio=ratio)
+def evaluate_at(bench: TruthBench, model: EverestForVideoClassification, arm: Arm, ratio: float) -> dict:
+    """Return the accuracy at a mean keep ratio, and how many tokens a clip keeps, by condition."""
+    counts: list[int] = []
+
+    def count(module, args, output) -> None:
+        clips = len(args[0])
+        own = [output.kept_ids.shape[1]] * clips if output.packing is None else output.packing.counts.tolist()
+        counts.extend(own)
+
+    model.config.keep_threshold, model.config.keep_ratio = None, ratio
+    if arm.budget == "batch":
+        model.config.keep_threshold = find_threshold(model.config, training_scores(bench, model.eval(), arm.clips))
+    hook = model.everest.embeddings.register_forward_hook(count)
+    top1 = evaluate(bench, model, arm.clips, "test")
+    hook.remove()
     tokens: dict[str, list[int]] = {condition: [] for condition in CONDITIONS}
-    for index, count in enumerate(torch.cat(model.counts).tolist()):
-        tokens[condition_of(index)].append(count)
-    return {"top1": top1, "tokens": {condition: statistics.fmean(counts) for condition, counts in tokens.items()}}
+    for index, kept in enumerate(counts):
+        tokens[condition_of(index)].append(kept)
+    return {"top1": top1, "tokens": {condition: statistics.fmean(kept) for condition, kept in tokens.items()}}
+
+
+@torch.inference_mode()
+def training_scores(bench: TruthBench, model: EverestForVideoClassification, kind: str) -> torch.Tensor:
+    """Return the scores (clips, N) of the first training clips."""
+    parts = torch.arange(min(CALIBRATION_CLIPS, bench.size.counts["train"])).split(64)
+    return torch.cat([score_tokens(model, bench.batch(kind, "train", ids, model.config)) for ids in parts])

@@ -2,17 +2,15 @@
 
     python studies/budget_study.py
 
-budget      "clip" keeps the same share of every clip. "batch" takes the highest scores of a whole batch in training, so
-            that a clip with more motion gets more tokens, each clip at least LEAST and at most MOST of its own. Its
-            evaluation keeps the tokens whose score exceeds a threshold. The threshold is the one that keeps the wanted
-            mean share of training clips, so that what a clip gives depends on the clip alone.
+budget      "clip" and "batch" are those of the configuration's token_budget. With "batch" each clip has at least LEAST
+            and at most MOST of its tokens, and the threshold of evaluation is found on training clips.
 scores      "plain" are those of token_selection="motion", "compensated" those of token_selection="compensated". Two
             arms tell what could be had at most: "true camera" shifts by where the camera really went, "true sprites"
             takes the tokens that moving sprites cover most.
 
 Each arm is fine-tuned after the motion study's EVEREST pre-training, in equal steps, on two sets of clips: those of the
-motion study, where four sprites move in each, and "varied" ones, where 1 to 8 do. What an arm costs is the mean number
-of its tokens. What has finished lies in --work, and the same command goes on from there.
+motion study, where four sprites move in each, and "varied" ones, where 1 to 8 do. Some follow a pre-training on varied
+clips instead, by either budget. What an arm costs is the mean number of its tokens. What has finished lies in --work, and the same command goes on from there.
 """
 
 import statistics
@@ -25,7 +23,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # measure.py and steps.py
 
 import measure
-from budget_runs import Arm, TruthBench, first_run, prepare
+from budget_runs import Arm, TruthBench, prepare
 from motion_clips import CONDITIONS
 from motion_report import over_seeds, percent
 from motion_runs import SIZES, Size, clips_path
@@ -46,6 +44,9 @@ def plan(seed: int) -> list[Arm]:
         for scores in ("compensated", "true camera", "true sprites"):
             arms += [arm(0.3, budget, scores, (FEWER,)) for budget in ("clip", "batch")]
         arms += [arm(0.6, scores="compensated"), arm(FEWER, scores="compensated")]
+    for pretrained in ("clip", "batch"):
+        arms += [Arm("varied", seed, 0.3, budget, pretrained=pretrained) for budget in ("clip", "batch")]
+        arms += [Arm("varied", seed, 0.3, "batch", "compensated", pretrained=pretrained)]
     return arms
 
 
@@ -57,8 +58,8 @@ def draw_clips(bench: TruthBench, kind: str, split: str) -> None:
 def study(size: Size, seeds: int, executor) -> dict:
     """Draw the clips, do all runs, and return what came out, by arm."""
     do_all(executor, call, [(draw_clips, k, s) for k in ("clips", "varied") for s in ("train", "test")], "drawing")
-    run_all(executor, [first_run(size, seed) for seed in range(seeds)], "pre-training")
     plans = [plan(seed) for seed in range(seeds)]
+    run_all(executor, [arm.start(size) for arms in plans for arm in arms], "pre-training")
     found = run_all(executor, chain.from_iterable(plans), "fine-tuning")
     arms = [_summary(arms, [found[arm] for arm in arms]) for arms in zip(*plans, strict=True)]
     return {"arms": arms}

@@ -263,8 +263,11 @@ def train(bench: Bench, model, steps: int, lr: float, betas: tuple[float, float]
             on_point(step, loss.item())
 
 
-def pretrain(bench: Bench, run: Pretraining, lr: float, draw) -> dict:
-    """Pre-train and save a model; draw(config) gives the clips of a step, and their classes, which are not used."""
+def pretrain(bench: Bench, run: Pretraining, lr: float, draw, name: str | None = None) -> dict:
+    """Pre-train and save a model; draw(config) gives the clips of a step, and their classes, which are not used.
+
+    name: of its folder, by default the run's.
+    """
     torch.manual_seed(run.seed)
     model, curve = bench.pretraining_model(run.targets), []
 
@@ -273,7 +276,7 @@ def pretrain(bench: Bench, run: Pretraining, lr: float, draw) -> dict:
 
     draw = partial(draw, model.config)
     train(bench, model, run.steps, lr, (0.9, 0.95), draw, loss_of, lambda *point: curve.append(point))
-    model.save_pretrained(bench.work / run.name)
+    model.save_pretrained(bench.work / (name or run.name))
     return {"loss": curve}
 
 

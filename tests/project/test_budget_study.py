@@ -11,12 +11,11 @@ import numpy as np
 import processes
 import pytest
 import torch
-from budget_runs import LEAST, MOST, Arm, BudgetModel, TruthBench
+from budget_runs import Arm, TruthBench
 from motion_clips import MotionClips, Split
 
 from everest_hf import EverestForVideoClassification
 from everest_hf.camera_everest import camera_moves, changes_beside_camera
-from everest_hf.configuration_everest import share_of
 
 SIZE = motion_runs.SIZES["smoke"]
 
@@ -28,43 +27,27 @@ def bench(tmp_path_factory) -> TruthBench:
     return bench
 
 
-def pixels_and_model(bench: TruthBench, arm: Arm) -> tuple[torch.Tensor, BudgetModel]:
+def test_true_scores_take_the_place_of_the_model_s_own(bench):
     torch.manual_seed(0)
-    config = bench.config(keep_ratio=arm.keep_ratio)
-    model = BudgetModel._from_config(config, attn_implementation="masked").eval()
-    model.set_up(arm, bench)
-    return bench.batch("clips", "test", torch.arange(32), config), model
+    fields = {"keep_ratio": 0.3, **budget_runs.budget_fields("batch")}
+    model = EverestForVideoClassification(bench.config(**fields)).train()
+    budget_runs.score_by_truth(model, "true sprites", bench)
+    output = model(bench.batch("clips", "test", torch.arange(16), model.config), output_scores=True)
+    cover = bench.truth("true sprites")
+    assert (output.scores - cover).abs().max() < 1e-3
+    taken = torch.cat([cover[i, ids] for i, ids in enumerate(output.packing.split(output.kept_ids))])
+    assert taken.mean() > 3 * cover.mean()
 
 
-def test_with_the_same_share_of_every_clip_the_model_is_the_package_s(bench):
-    pixels, model = pixels_and_model(bench, Arm("clips", 0, 0.3))
-    plain = EverestForVideoClassification(model.config).eval()
-    plain.load_state_dict(model.state_dict())
-    with torch.inference_mode():
-        torch.testing.assert_close(model(pixels).logits, plain(pixels).logits, rtol=1e-4, atol=1e-6)
-
-
-def test_by_threshold_a_clip_s_logits_depend_on_the_clip_alone(bench):
-    pixels, model = pixels_and_model(bench, Arm("clips", 0, 0.3, budget="batch"))
-    with torch.inference_mode():
-        model.thresholds[0.3] = model.score(pixels).quantile(0.7).item()
-        together = model(pixels).logits
-        counts = model.counts.pop()
-        alone = torch.cat([model(clip).logits for clip in pixels.split(1)])
-    assert len(counts.unique()) > 4
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
-def test_a_batch_takes_its_highest_scores_within_the_bounds_of_a_clip(ratio):
-    scores = torch.rand(6, 100) * torch.tensor([0.01, 0.5, 1, 1, 2, 9])[:, None]
-    least, most = share_of(LEAST, 100), share_of(MOST, 100)
-    counts, rest = [least] * 6, []
-    for clip, row in enumerate(scores.tolist()):
-        rest += [(score, clip) for score in sorted(row, reverse=True)[least:most]]
-    for _, clip in sorted(rest, reverse=True)[: share_of(ratio, 600) - 6 * least]:
-        counts[clip] += 1
-    assert budget_runs.counts_of_batch(scores, ratio).tolist() == counts
+@pytest.mark.parametrize("arm", [Arm("clips", 0, 0.3), Arm("clips", 0, 0.3, budget="batch")])
+def test_the_tokens_of_an_arm_are_counted_by_condition(bench, arm):
+    torch.manual_seed(0)
+    budget_runs.prepare(bench, "clips", "train")
+    fields = {"keep_ratio": arm.keep_ratio, **budget_runs.budget_fields(arm.budget)}
+    found = budget_runs.evaluate_at(bench, EverestForVideoClassification(bench.config(**fields)), arm, 0.2)
+    counts = list(found["tokens"].values())
+    assert sum(counts) / len(counts) == pytest.approx(51, abs=0 if arm.budget == "clip" else 8)
+    assert (len(set(counts)) == 1) is (arm.budget == "clip")
 
 
 def test_the_true_move_of_a_camera_takes_the_background_away_and_is_found():
