@@ -22,7 +22,7 @@ from steps import Step
 from everest_hf.evaluation.threshold import find_threshold, score_tokens
 
 BUDGETS = ("clip", "batch")
-LEAST = 0.1  # of a clip's tokens
+LEAST = 0.15  # of a clip's tokens
 
 
 def alike(clips: torch.Tensor) -> torch.Tensor:
