@@ -98,8 +98,9 @@ def _plot(axis, points: list[tuple[int, float]], **style) -> None:
 def draw_keep_ratios(results: Sequence[Any], recommended: Any, path: str | Path) -> None:
     """Draw accuracy, speed and operations over the keep ratio.
 
-    results, recommended: `RatioResult` and `Recommendation` of everest_hf.evaluation.keep_ratio. The bars are standard
-    errors of the differences from the most accurate ratio. The shaded band is the loss against it that is allowed.
+    results, recommended: `RatioResult` and `Recommendation` of everest_hf.evaluation.keep_ratio_results. The bars are
+    standard errors of the differences from the most accurate ratio. The shaded band is the loss against it that is
+    allowed.
     """
     ratios = [result.keep_ratio for result in results]
     top1 = [100 * result.top1 for result in results]
@@ -120,6 +121,8 @@ def draw_keep_ratios(results: Sequence[Any], recommended: Any, path: str | Path)
     for axis in axes:
         axis.axvline(recommended.keep_ratio, color="C3", linestyle="--", lw=1, label="recommended")
         axis.set(xlabel="keep ratio")
+        if len(results) == 1:
+            axis.set(xlim=(0, 1))
         axis.grid(alpha=0.3)
     figure.legend(
         *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False

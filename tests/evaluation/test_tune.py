@@ -3,23 +3,28 @@
 import csv
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers.commands import ROOT
+from helpers.models import FRAMES, build, clips
 from helpers.tiny import tiny_config
-from helpers.videos import bad_files, write_list, write_video
+from helpers.videos import bad_files, moving_frames, write_list, write_video
 from PIL import Image
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestVideoProcessor, cli, inference
-from everest_hf.cost import clip_cost
+from everest_hf.cost import clip_cost, operations_counter
 from everest_hf.data import VideoViews, load_videos
 from everest_hf.data.transforms import normalize
 from everest_hf.evaluation import keep_ratio as tune
-from everest_hf.evaluation.evaluate import evaluate_model
-from everest_hf.evaluation.keep_ratio import Comparison, RatioResult, paired_difference, recommend, tune_keep_ratio
+from everest_hf.evaluation.evaluate import evaluate_model, figures_of, mean_scores
+from everest_hf.evaluation.keep_ratio import tune_keep_ratio
+from everest_hf.evaluation.keep_ratio_report import JSON, as_text, write_report
+from everest_hf.evaluation.keep_ratio_results import Comparison, RatioResult, paired_difference, recommend
 from everest_hf.training.loaders import build_val_loader
 from everest_hf.training.recipe import load_recipe
 
@@ -186,6 +191,136 @@ def test_unreadable_videos_are_named_and_left_out(place, tmp_path, capsys):
     assert f"everest-hf: error: none of the 2 videos can be read; the first is {bad['text']}: " in err
 
 
+# ------------------------------------------------------------------------------------------------ budget of the batch
+
+
+def by_hand(model, pixel_values, **fields):
+    """What a model of the same weights answers with these fields of its configuration."""
+    config = type(model.config).from_dict({**model.config.to_dict(), **fields})
+    other = EverestForVideoClassification(config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return other(pixel_values)
+
+
+@pytest.mark.parametrize("overrides", [{}, FRAMES])
+def test_figures_of_a_shared_budget_are_those_of_the_model_at_its_threshold(place, tmp_path, overrides):
+    """One of the videos cannot be read, and has no say in the threshold either."""
+    good = [(path, path.parent.name) for path in sorted((place / "val").rglob("*_[012].mp4"))]
+    source = write_list(tmp_path / "list.txt", [(bad_files(tmp_path)["text"], "grey"), *good])
+    model = EverestForVideoClassification.from_pretrained(place / "run" / "model", **overrides)
+    processor = EverestVideoProcessor.from_config(model.config, frame_step=FRAME_STEP)
+    rows = load_videos(source, class_names=CLASSES)
+    views = inference.evaluation_views(rows, model, processor, (2, 1), count_unreadable=True)
+    before = model.config.to_dict()
+    found = tune_keep_ratio(model, views, ratios=[0.6, 0.2], budget="batch", batch_size=4, num_workers=1)
+    assert model.config.to_dict() == before
+    assert (found.budget, found.model_token_budget, found.videos, len(found.unreadable)) == ("batch", "clip", 15, 1)
+    assert Comparison.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+    pixels = torch.cat([views[i]["pixel_values"] for i in range(1, len(views))])
+    pixel_values = normalize(pixels, model.config.image_mean, model.config.image_std)
+    labels = torch.tensor(rows["label"][1:])
+    for row, ratio in zip(found.ratios, (0.2, 0.6), strict=True):
+        threshold = found.thresholds[str(ratio)]
+        output = by_hand(model, pixel_values, token_budget="batch", keep_ratio=ratio, keep_threshold=threshold)
+        counts = output.packing.counts.numpy()
+        assert (row.keep_ratio, row.tokens) == (ratio, round(60 * ratio))
+        assert counts.mean() == pytest.approx(60 * ratio, abs=0.1)
+        assert [row.tokens_low, row.tokens_high] == [round(count) for count in np.percentile(counts, [5, 95])]
+        assert row.tokens_low < row.tokens < row.tokens_high
+        scores = mean_scores(output.logits, 2, "single_label_classification")
+        expected = figures_of(scores, labels, "single_label_classification")
+        assert {name: getattr(row, name) for name in expected} == pytest.approx(expected, rel=1e-4)
+        forward = [clip_cost(model.config, keep_ratio=count / 60).forward for count in counts]
+        assert row.gflops * 1e9 == pytest.approx(np.mean(forward))
+
+
+@pytest.mark.parametrize("selection", ["motion", "compensated"])
+def test_operations_of_a_shared_budget_are_those_that_are_computed(selection):
+    """The first clip keeps all its tokens; they are scored all the same."""
+    model = build(EverestForVideoClassification, token_selection=selection)
+    pixel_values, counts, operations = clips(model.config, 2), [], []
+    pixel_values[1, :, :, :12] = 0  # half of every frame stands still
+    threshold = {"keep_ratio": 0.5, "medians": 0.0, "median_score": 1.0}
+    for clip in pixel_values.split(1):
+        with tune.batch_budget(model.config, 0.5, threshold), operations_counter() as counter, torch.no_grad():
+            counts += model(clip).packing.counts.tolist()
+        operations.append(counter.get_total_flops())
+    assert counts[1] < counts[0] == 60
+    found = tune._costs(model.config, 0.5, np.array(counts))
+    assert found["gflops"] * 1e9 == pytest.approx(np.mean(operations))
+
+
+def test_a_budget_that_is_set_for_a_while_is_taken_back_whatever_happens():
+    config = tiny_config(keep_ratio=0.3)
+    before = config.to_dict()
+    seen = []
+
+    def stop():
+        with tune.batch_budget(config, 0.5):
+            seen.append((config.token_budget, config.keep_ratio))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert seen == [("batch", 0.5)]
+    assert config.to_dict() == before
+
+
+def test_a_choice_of_either_budget_is_kept_in_the_checkpoint(place, tmp_path, capsys):
+    checkpoint = tmp_path / "run" / "model"
+    shutil.copytree(place / "run", tmp_path / "run")
+    stored = json.loads((checkpoint / "config.json").read_text())
+    source = write_list(tmp_path / "list.txt", [(p, p.parent.name) for p in sorted((place / "val").rglob("*_0.mp4"))])
+    options = [checkpoint.parent, source, "-o", tmp_path / "out", "--workers", 1, "--max-loss", 60]
+
+    code, out, err = run(capsys, *options, "--budget", "batch", "--ratios", 0.4, "--save")
+    assert code == 0, err
+    assert set(os.listdir(tmp_path / "out")) == {"keep-ratio.json", "keep-ratio.csv", "keep-ratio.png"}
+    report = json.loads((tmp_path / "out" / "keep-ratio.json").read_text())
+    (row,), threshold = report["ratios"], report["thresholds"]["0.4"]
+    with (tmp_path / "out" / "keep-ratio.csv").open(newline="") as file:
+        assert [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)] == [row]
+    lines = [line.split() for line in out.splitlines()]
+    assert ["0.4", "24", f"{row['tokens_low']}-{row['tokens_high']}"] in [line[:3] for line in lines]
+    assert "recommended    keep ratio 0.4: the only one that was measured\n" in out
+    assert f"to use it      everest-hf predict VIDEO --model {checkpoint}\n" in out
+    kept = f"kept           keep_ratio 0.4, token_budget batch, keep_threshold {threshold['medians']:.3g} medians"
+    assert f"{kept}, in {checkpoint / 'config.json'}\n" in out
+    chosen = {"keep_ratio": 0.4, "token_budget": "batch", "keep_threshold": threshold}
+    assert json.loads((checkpoint / "config.json").read_text()) == {**stored, **chosen}
+
+    model = EverestForVideoClassification.from_pretrained(place / "run" / "model")
+    pixel_values = normalize(views_of(load_videos(source), model.config)[0]["pixel_values"], 0.5, 0.2)
+    saved = EverestForVideoClassification.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        ours, theirs = saved(pixel_values), by_hand(model, pixel_values, **chosen)
+    assert torch.equal(ours.kept_ids, theirs.kept_ids)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-3)
+
+    # The checkpoint's own budget is the default.
+    code, out, _ = run(capsys, *options, "--json")
+    assert [row["keep_ratio"] for row in json.loads(out)["ratios"]] == [tenths / 10 for tenths in range(1, 10)]
+
+    # As a share of each clip, the ratios give what they gave before.
+    code, out, err = run(capsys, *options, "--budget", "clip", "--ratios", 0.4, 1, "--save", "--json")
+    rows = load_videos(source, class_names=CLASSES)
+    expected = tune_keep_ratio(model, views_of(rows, model.config), ratios=[0.4, 1], num_workers=1).to_json()
+    both = [
+        [{k: v for k, v in row.items() if k not in TIMES} for row in found["ratios"]]
+        for found in (json.loads(out), expected)
+    ]
+    assert both[0] == [{name: pytest.approx(value, rel=1e-4) for name, value in row.items()} for row in both[1]]
+    assert [(row["tokens_low"], row["tokens"], row["tokens_high"]) for row in both[0]] == [(24,) * 3, (60,) * 3]
+    ratio = json.loads(out)["recommended"]["keep_ratio"]
+    assert f"kept           keep_ratio {ratio:g}, token_budget clip, in {checkpoint / 'config.json'}\n" in err
+    assert json.loads((checkpoint / "config.json").read_text()) == {
+        **stored,
+        **{"keep_ratio": ratio, "token_budget": "clip", "keep_threshold": None},
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------ compared
 
 
@@ -217,6 +352,8 @@ def rows_of(*points: tuple[float, float, float]) -> list[RatioResult]:
         RatioResult(
             keep_ratio=ratio,
             tokens=60,
+            tokens_low=60,
+            tokens_high=60,
             gflops=ratio,
             clips_per_second=100 / ratio,
             loss=0.5,
@@ -268,9 +405,7 @@ def test_how_certain_a_recommendation_is():
     assert few.videos_needed == 1218  # 18 * 8.22427 ** 2 = 1217.5
 
 
-def said_of(
-    results: list[RatioResult], num_videos: int, max_loss: float, frame_oversampling: float = 1.0
-) -> dict[str, str]:
+def said_of(results: list[RatioResult], num_videos: int, max_loss: float, **changes) -> dict[str, str]:
     """The lines below the table by their first words."""
     comparison = Comparison(
         source="val",
@@ -278,7 +413,10 @@ def said_of(
         versions={},
         model="m",
         model_keep_ratio=0.6,
-        frame_oversampling=frame_oversampling,
+        model_token_budget="clip",
+        frame_oversampling=1.0,
+        budget="clip",
+        thresholds=None,
         device="cpu",
         threads=1,
         dtype="float32",
@@ -290,7 +428,7 @@ def said_of(
         recommended=recommend(results, num_videos, max_loss),
         unreadable=[],
     )
-    lines = tune.as_text(comparison).splitlines()[4 + len(results) :]
+    lines = as_text(replace(comparison, **changes)).splitlines()[4 + len(results) :]
     return {line[:15].strip(): line[15:] for line in lines}
 
 
@@ -304,6 +442,14 @@ def test_what_is_said_of_a_recommendation():
     assert said["to keep it"] == "model.config.keep_ratio = 0.5; model.save_pretrained(FOLDER)"
     # The configuration's keep ratio would choose other frames.
     assert "to keep it" not in said_of(rows, 200, 1.0, frame_oversampling=1.5)
+    same = "the same command with --save"
+    assert said_of(rows, 200, 1.0, model_token_budget="batch")["to keep it"] == same
+    threshold = {"keep_ratio": 0.5, "medians": 1.25, "median_score": 0.75}
+    shared = {"budget": "batch", "thresholds": {"0.5": threshold}}
+    said = said_of(rows, 200, 1.0, **shared)
+    fields = f"keep_ratio=0.5, token_budget='batch', keep_threshold={threshold}"
+    assert (said["to use it"], said["to keep it"]) == (f"from_pretrained('m', {fields})", same)
+    assert "to keep it" not in said_of(rows, 200, 1.0, frame_oversampling=1.5, **shared)
     assert said_of(rows, 200, 2.0)["certain"] == f"it loses at most {bound}, 2 allowed"
     assert said_of(rows, 200, 0.1)["not certain"].endswith(
         "points at 95 % confidence, 0.1 allowed; about 8658 videos tell 0.1 from none"
@@ -328,9 +474,13 @@ def test_results_that_are_kept_can_be_read_and_drawn(tmp_path):
         stored = json.loads(path.read_text())
         found = Comparison.from_json(stored)
         assert found.recommended == recommend(found.ratios, found.videos, found.recommended.max_loss_points)
-        assert tune.as_text(found) in (ROOT / "docs" / "keep-ratio.md").read_text()
-        assert all(file.stat().st_size for file in tune.write_report(tmp_path, found))
-        assert json.loads((tmp_path / tune.JSON).read_text()) == stored
+        assert as_text(found) in (ROOT / "docs" / "keep-ratio.md").read_text()
+        assert all(file.stat().st_size for file in write_report(tmp_path, found))
+        written = json.loads((tmp_path / JSON).read_text())
+        assert Comparison.from_json(written) == found
+        assert {name: written[name] for name in stored if name != "ratios"} == {
+            name: value for name, value in stored.items() if name != "ratios"
+        }
 
 
 def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys, monkeypatch):
@@ -343,6 +493,14 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys,
     number = save(EverestForVideoClassification(tiny_config(num_labels=1)), tmp_path / "number")
     pretrained = save(EverestForPreTraining(tiny_config()), tmp_path / "pretrained")
     paths = load_videos(videos)["video"]
+    tube = save(EverestForVideoClassification(tiny_config(token_selection="tube")), tmp_path / "tube")
+    dropout = tiny_config(attention_probs_dropout_prob=0.1)
+    dropout = save(EverestForVideoClassification(dropout), tmp_path / "dropout")
+    narrow = tiny_config(min_keep_ratio=0.41, max_keep_ratio=0.49)
+    narrow = save(EverestForVideoClassification(narrow), tmp_path / "narrow")
+    frames = save(EverestForVideoClassification(tiny_config(**FRAMES)), tmp_path / "frames")
+    batch = ("--budget", "batch")
+    right = "it must be above min_keep_ratio 0.05 and below max_keep_ratio 1.0 with token_budget 'batch'"
     unlabelled = write_list(tmp_path / "unlabelled.txt", [(path,) for path in paths])
     foreign = write_list(tmp_path / "foreign.txt", [(paths[0], "black"), (paths[1], "pink")])
     for arguments, reason in {
@@ -359,6 +517,18 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys,
         (model, videos, "--max-loss", 0): "the loss allowed is 0 points; it must be above 0",
         (model, videos, "--max-loss", "nan"): "the loss allowed is nan points; it must be above 0",
         (model, videos, "--batch-size", 0): "--batch-size is 0; it must be at least 1",
+        (model, videos, *batch, "--ratios", 0.5, 1): f"EverestConfig.keep_ratio is 1.0; {right}",
+        (model, videos, *batch, "--ratios", 0.05): f"EverestConfig.keep_ratio is 0.05; {right}",
+        (tube, videos, *batch): "EverestConfig.token_selection is 'tube'; it must be one of 'motion', 'compensated'",
+        (dropout, videos, *batch): "EverestConfig.attention_probs_dropout_prob is 0.1; it must be 0 with token_budget",
+        (narrow, videos, *batch): "none of the keep ratios 0.1, 0.2 … 1 lies between min_keep_ratio 0.41 and max_keep",
+        ("owner/name", videos, "--save"): "owner/name: --save needs a checkpoint in a folder here that can be written",
+        (
+            frames,
+            videos,
+            "--save",
+        ): "with frame_oversampling 1.5 the saved keep_ratio also chooses frames; leave --save",
+        (frames, videos, "--save", *batch): "with frame_oversampling 1.5 the saved keep_ratio also chooses frames",
         (model, unlabelled): f"{unlabelled}:1",
         (model, foreign): f"{foreign}:2 ('pink'): class not among the 5 known",
         (model, tmp_path / "gone"): f"{tmp_path}/gone: no such",
@@ -371,3 +541,12 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(place, tmp_path, capsys,
         code, printed, err = run(capsys, "-o", out, *arguments)
         assert (code, printed) == (1, "")
         assert err.splitlines()[-1].startswith(f"everest-hf: error: {reason}"), err
+
+
+def test_a_threshold_is_not_found_where_nothing_moves(place, tmp_path, capsys):
+    still = np.repeat(moving_frames(1, 48, 64), 14, axis=0)
+    write_video(tmp_path / "val" / "grey" / "still.mp4", still, crf="0")
+    options = ["--budget", "batch", "--workers", 1, "-o", tmp_path / "out"]
+    code, printed, err = run(capsys, place / "run", tmp_path / "val", *options)
+    assert (code, printed) == (1, "")
+    assert err.splitlines()[-1].startswith("everest-hf: error: nothing moves in any of the 1 clips")
