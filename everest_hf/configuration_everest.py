@@ -380,12 +380,15 @@ class EverestConfig(PretrainedConfig):
         self._check_threshold()
 
     def _check_threshold(self) -> None:
-        found, kind = self.keep_threshold, ", ".join(THRESHOLD_FIELDS)
+        found = self.keep_threshold
         if found is None:
             return
         sound = isinstance(found, dict) and sorted(found) == sorted(THRESHOLD_FIELDS)
-        sound = sound and all(_is_number(value) and value > 0 for value in found.values())
-        _require(sound, "keep_threshold", found, f"None or a dict of the positive numbers {kind}")
+        # 0 keeps what changes at all: where much stands still, that may be less than the share that was asked for.
+        sound = sound and all(_is_number(value) and value >= 0 for value in found.values())
+        sound = sound and found["keep_ratio"] > 0 and found["median_score"] > 0
+        right = "None or a dict of the numbers keep_ratio and median_score, above 0, and medians, of at least 0"
+        _require(sound, "keep_threshold", found, right)
         if self.token_budget == "batch":
             right = f"None or one that was found for keep_ratio {self.keep_ratio}"
             _require(found["keep_ratio"] == self.keep_ratio, "keep_threshold", found, right)

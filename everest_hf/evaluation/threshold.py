@@ -27,7 +27,8 @@ def score_tokens(model: EverestPreTrainedModel, pixel_values: torch.Tensor) -> t
 def find_threshold(config: EverestConfig, scores: torch.Tensor, keep_ratio: float | None = None) -> dict[str, float]:
     """Return a `keep_threshold` of the config with which clips like these keep a share of their tokens on the average.
 
-    scores: (clips, N), as `score_tokens` gives them. keep_ratio: the share, by default the config's.
+    scores: (clips, N), as `score_tokens` gives them. keep_ratio: the share, by default the config's. Where fewer tokens
+    change at all, the threshold is 0.
 
     Raises:
         ValueError: nothing moves in any clip, or the clips can't share the tokens of the ratio.

@@ -25,6 +25,7 @@ from everest_hf.evaluation.evaluate import evaluate_model, figures_of, mean_scor
 from everest_hf.evaluation.keep_ratio import tune_keep_ratio
 from everest_hf.evaluation.keep_ratio_report import JSON, as_text, write_report
 from everest_hf.evaluation.keep_ratio_results import Comparison, RatioResult, paired_difference, recommend
+from everest_hf.evaluation.threshold import find_threshold
 from everest_hf.training.loaders import build_val_loader
 from everest_hf.training.recipe import load_recipe
 
@@ -266,6 +267,17 @@ def test_a_budget_that_is_set_for_a_while_is_taken_back_whatever_happens():
         stop()
     assert seen == [("batch", 0.5)]
     assert config.to_dict() == before
+
+
+def test_where_much_stands_still_the_threshold_keeps_what_changes_at_all():
+    scores = torch.zeros(4, 60)
+    scores[:, :30] = torch.rand(4, 30, generator=torch.Generator().manual_seed(0)) + 1
+    config = tiny_config(keep_ratio=0.8)
+    found = find_threshold(config, scores)
+    assert found == {"keep_ratio": 0.8, "medians": 0, "median_score": scores[scores > 0].median()}
+    assert tiny_config(keep_ratio=0.8, token_budget="batch", keep_threshold=found).score_threshold() == 0
+    with pytest.raises(ValueError, match=r"keep_threshold is .*; it must be None or a dict of the numbers keep_ratio"):
+        tiny_config(keep_ratio=0.8, token_budget="batch", keep_threshold={**found, "medians": -1.0})
 
 
 def test_a_choice_of_either_budget_is_kept_in_the_checkpoint(place, tmp_path, capsys):
