@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..files import RUNS
+from ..files import RUNS, printable
 from .options import (
     PROGRAM,
     add_command,
@@ -32,7 +32,13 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "-o", "--out", default=str(RUNS / "keep-ratio"), metavar="OUT", help="folder of the report [%(default)s]"
     )
-    parser.add_argument("--ratios", type=float, nargs="+", metavar="R", help="keep ratios to compare [0.1 0.2 … 1]")
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="keep ratios to compare [0.1 0.2 … 1; with batch those between min_keep_ratio and max_keep_ratio]",
+    )
     parser.add_argument(
         "--budget",
         choices=("clip", "batch"),
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_json())
         if kept_in is not None:
-            print(keep_ratio_report.kept_line(found, kept_in), file=sys.stderr)
+            print(printable(keep_ratio_report.kept_line(found, kept_in)), file=sys.stderr)
     else:
         text = keep_ratio_report.as_text(found, kept_in)
         print_text(f"{text}\nreport         {', '.join(map(str, files))}")
