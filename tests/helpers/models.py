@@ -5,6 +5,7 @@ from helpers import reference
 from helpers.tiny import tiny_config
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification, EverestModel, EverestVideoProcessor
+from everest_hf.evaluation.threshold import find_threshold, score_tokens
 
 MODELS = (EverestModel, EverestForPreTraining, EverestForVideoClassification)
 HEADS = (EverestForPreTraining, EverestForVideoClassification)
@@ -12,6 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ATTENTIVE = {"attentive_pooling": True}
 # For tests that draw for thousands of clips.
 LIGHT = {"patch_size": 4, "image_size": (12, 20), "num_channels": 1, "image_mean": [0.5], "image_std": [0.5]}
+BATCH = {"token_budget": "batch", "min_keep_ratio": 0.1, "max_keep_ratio": 0.9}  # 6 to 54 of 60 tokens
 FRAMES = {"frame_oversampling": 1.5}  # 18 frames, 6 candidate slots, of which 4 are chosen
 
 
@@ -43,6 +45,12 @@ def build(model_class, seed=0, attention="sdpa", **overrides):
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def calibrated(model, pixel_values):
+    """Give a model the threshold that keeps its share of the tokens of clips, and return it."""
+    model.config.keep_threshold = find_threshold(model.config, score_tokens(model, pixel_values))
     return model
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.models import BATCH
 from helpers.tiny import tiny_config
 from helpers.videos import real_clips, write_clip
 
@@ -38,6 +39,7 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
         "classifier": (EverestForVideoClassification, names, {"frame_step": 2}),
         "selecting": (EverestForVideoClassification, {"frame_oversampling": 1.5}, {"frame_sampling": "segment"}),
         "compensated": (EverestForVideoClassification, {"token_selection": "compensated"}, {"frame_step": 2}),
+        "sharing": (EverestForVideoClassification, BATCH, {"frame_step": 2}),
         "autoencoder": (EverestForPreTraining, {}, {"frame_step": 3}),
     }
     for name, (cls, fields, sampling) in kinds.items():
@@ -133,6 +135,23 @@ def test_the_program_of_the_readme_runs_without_transformers(exported):
         assert (label, float(score)) == (LABELS[wanted.argmax()], pytest.approx(wanted.max().item(), abs=1e-3))
     stored = json.loads((exported.out / "config.json").read_text())["id2label"]
     assert stored == {str(i): label for i, label in exported.model.config.id2label.items()}
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_budget_that_clips_share_is_a_fixed_share_in_a_file(checkpoints, clip, tmp_path, kind, caplog):
+    if export.missing_packages(kind):
+        pytest.skip("needs the extra `onnx`")
+    assert run("export", checkpoints["sharing"], tmp_path / "out", "--format", kind) == 0
+    assert "token_budget 'batch' is 'clip' in the file, which keeps 0.45 of every clip" in caplog.text
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (stored["token_budget"], stored["keep_threshold"]) == ("clip", None)
+    model, processor = inference.load_encoder(checkpoints["sharing"])
+    pixel_values = processor(str(clip), return_tensors="pt")["pixel_values"]
+    values, ids = run_file(tmp_path / "out" / f"model.{kind}", pixel_values)
+    with torch.no_grad():
+        wanted = model(pixel_values, keep_ratio=0.45)
+    assert torch.equal(ids, wanted.kept_ids)
+    torch.testing.assert_close(values, wanted.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_left_of_a_file_that_is_not_the_model(checkpoints, tmp_path, capsys, monkeypatch):

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from helpers.models import build
+from helpers.models import BATCH, build, calibrated, clips
 from helpers.tiny import tiny_config
 from helpers.videos import BACKENDS, FORMATS, moving_frames, real_clips, write_clip, write_video
 from PIL import Image
@@ -39,7 +39,15 @@ def models() -> dict[str, torch.nn.Module]:
         "compensated": build(EverestForVideoClassification, token_selection="compensated"),
         "random": build(EverestForVideoClassification, token_selection="random"),
         "tube": build(EverestForVideoClassification, token_selection="tube"),
+        "budget": calibrated(build(EverestForVideoClassification, **BATCH), frames_that_stop()),
+        "budget_encoder": calibrated(build(EverestModel, **BATCH), frames_that_stop()),
     }
+
+
+def frames_that_stop():
+    """Return clips of which each changes less than the one before."""
+    pixel_values = clips(batch_size=8)
+    return pixel_values[:, :1] + torch.linspace(1, 0.1, 8).view(-1, 1, 1, 1, 1) * (pixel_values - pixel_values[:, :1])
 
 
 def processor(**fields) -> EverestVideoProcessor:
@@ -89,7 +97,10 @@ def test_outputs_are_those_of_the_window_alone(models, video, stride, keep_ratio
     assert torch.stack([window.logits for window in found]).std(dim=0).min() > 1e-3  # windows differ
 
 
-@pytest.mark.parametrize("name", ["encoder", "normed", "first_token", "attentive", "compensated", "random", "tube"])
+ALL = ["encoder", "normed", "first_token", "attentive", "compensated", "random", "tube", "budget", "budget_encoder"]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_models_of_every_kind(models, video, name):
     assert_alone(models[name], video, stride=5)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import reference
-from helpers.models import ATTENTIVE, HEADS, base, build, clips, double, main
+from helpers.models import ATTENTIVE, BATCH, HEADS, base, build, calibrated, clips, double, main
 from helpers.tiny import tiny_config
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -15,7 +15,6 @@ from everest_hf.inference import feature_function, tokens_to_grid
 from everest_hf.modeling_everest import EverestDropPath
 from everest_hf.packing_everest import Packing, choose_above, choose_of_batch, threshold_of
 
-BATCH = {"token_budget": "batch", "min_keep_ratio": 0.1, "max_keep_ratio": 0.9}
 BOUNDS = (6, 54)
 # What makes features of tokens, in all ways.
 POOLING = {
@@ -35,11 +34,9 @@ def unequal_clips(batch_size=4, seed=0):
     return pixel_values
 
 
-def calibrated(model_class, **overrides):
+def ready(model_class, **overrides):
     """Return a tiny model in evaluation mode with a threshold for clips like `unequal_clips`."""
-    model = build(model_class, **BATCH, **overrides)
-    model.config.keep_threshold = find_threshold(model.config, score_tokens(model, unequal_clips(8, seed=1)))
-    return model
+    return calibrated(build(model_class, **BATCH, **overrides), unequal_clips(8, seed=1))
 
 
 def parts(output, name):
@@ -89,7 +86,7 @@ def test_evaluation_takes_what_is_above_the_threshold_within_bounds(seed):
 
 @pytest.mark.parametrize("model_class", [EverestModel, EverestForVideoClassification])
 def test_a_still_clip_has_the_least_and_one_in_which_all_moves_the_most(model_class):
-    for model in (calibrated(model_class), build(model_class, **BATCH).train()):
+    for model in (ready(model_class), build(model_class, **BATCH).train()):
         pixel_values = unequal_clips(6)
         pixel_values[3] *= 20
         counts = model(pixel_values).packing.counts.tolist()
@@ -145,7 +142,7 @@ def test_pretraining_is_evaluated_with_the_same_share_of_every_clip():
 
 
 def test_a_keep_ratio_of_a_call_is_that_of_every_clip_in_evaluation():
-    ours, fixed = calibrated(EverestForVideoClassification), build(EverestForVideoClassification)
+    ours, fixed = ready(EverestForVideoClassification), build(EverestForVideoClassification)
     for ratio in (0.3, 1.0):
         with torch.no_grad():
             found, expected = ours(unequal_clips(), keep_ratio=ratio), fixed(unequal_clips(), keep_ratio=ratio)
@@ -205,7 +202,7 @@ def test_evaluation_without_a_threshold_says_what_finds_one():
 
 
 def test_a_threshold_of_another_keep_ratio_is_refused(tmp_path):
-    model = calibrated(EverestForVideoClassification)
+    model = ready(EverestForVideoClassification)
     model.save_pretrained(tmp_path)
     same = EverestForVideoClassification.from_pretrained(tmp_path)
     assert same.config.keep_threshold == model.config.keep_threshold
@@ -266,7 +263,7 @@ def test_packed_is_one_by_one_in_training(name):
 @pytest.mark.parametrize("name", POOLING)
 @pytest.mark.parametrize("grad", [True, False])
 def test_packed_is_one_by_one_in_evaluation(name, grad):
-    model = calibrated(EverestForVideoClassification, **POOLING[name])
+    model = ready(EverestForVideoClassification, **POOLING[name])
     pixel_values = unequal_clips()
     with torch.set_grad_enabled(grad):
         output = model(pixel_values)
@@ -306,7 +303,7 @@ def test_packed_pretraining_is_one_by_one():
 
 @pytest.mark.parametrize("model_class", [EverestModel, EverestForVideoClassification])
 def test_the_neighbours_of_a_clip_change_nothing(model_class):
-    model = calibrated(model_class)
+    model = ready(model_class)
     pixel_values, order = unequal_clips(5), torch.tensor([4, 1, 0, 2, 3])
     others = clips(batch_size=5, seed=7)
     others[2] = pixel_values[2]
@@ -319,7 +316,7 @@ def test_the_neighbours_of_a_clip_change_nothing(model_class):
 
 
 def test_features_and_grids_are_those_of_each_clip():
-    model = calibrated(EverestModel)
+    model = ready(EverestModel)
     pixel_values, features = unequal_clips(), feature_function(model)
     with torch.no_grad():
         output = model(pixel_values)
@@ -330,7 +327,7 @@ def test_features_and_grids_are_those_of_each_clip():
 
 
 def test_hidden_states_and_attentions_keep_to_the_clip():
-    model = calibrated(EverestModel)
+    model = ready(EverestModel)
     with torch.no_grad():
         plain = model(unequal_clips())
         output = model(unequal_clips(), output_hidden_states=True, output_attentions=True)
@@ -399,7 +396,7 @@ def test_all_kinds_of_attention_keep_to_the_clip(attention, model_class, overrid
 @pytest.mark.slow
 def test_flex_attention_keeps_to_the_clip_in_inference():
     # Without gradients only: torch has no backward pass of flex attention on a CPU.
-    models = [calibrated(EverestForVideoClassification, attention=name) for name in ("flex_attention", "sdpa")]
+    models = [ready(EverestForVideoClassification, attention=name) for name in ("flex_attention", "sdpa")]
     with torch.no_grad():
         found, expected = (model(unequal_clips()).logits for model in models)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -407,7 +404,7 @@ def test_flex_attention_keeps_to_the_clip_in_inference():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_packed_in_16_bits(dtype):
-    model = calibrated(EverestForVideoClassification)
+    model = ready(EverestForVideoClassification)
     with torch.no_grad():
         expected = model(unequal_clips()).logits
         found = model.to(dtype)(unequal_clips().to(dtype)).logits
