@@ -75,7 +75,23 @@ def answers(models: dict, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]
         "dense": classifier(pixel_values, keep_ratio=1.0).logits,
         "predicted": predicted.logits.contiguous(),
         "loss": predicted.loss,
+        **answers_of_shared_budget(classifier, pixel_values, found.scores),
     }
+
+
+def answers_of_shared_budget(model, pixel_values: torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what a classifier gives in evaluation and in training where the clips share their tokens."""
+    config = model.config
+    median = scores.median().item()
+    config.token_budget = "batch"
+    config.keep_threshold = {"keep_ratio": config.keep_ratio, "medians": 0.97, "median_score": median}
+    try:
+        found = model(pixel_values)
+        shared = {"shared": found.logits, "shared_counts": found.packing.counts}
+        return {**shared, "shared_in_training": model.train()(pixel_values).logits}
+    finally:
+        config.token_budget, config.keep_threshold = "clip", None
+        model.eval()
 
 
 def compare(found: dict, expected: dict, what: str) -> None:

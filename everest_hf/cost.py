@@ -113,6 +113,7 @@ def clip_cost(
 
     task: pretrain, finetune, probe (frozen encoder) or inference (of a classifier). keep_ratio: instead of the
     config's, not for pretrain. gradient_checkpointing: the backward pass computes the layers a second time.
+    With token_budget "batch" it is the cost of a clip that keeps the average; unequal clips take a little more attention.
 
     Raises:
         ValueError: the task is none of USES.

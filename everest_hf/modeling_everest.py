@@ -76,7 +76,9 @@ def attention_function(config: EverestConfig, query: torch.Tensor, output_attent
         return eager_attention_forward
     if config._attn_implementation == "sdpa" and blocks_are_faster(query):
         return blocked_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # Transformers 5
+        return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    return ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager_attention_forward)
 
 
 class EverestAttention(nn.Module):

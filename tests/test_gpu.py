@@ -110,6 +110,53 @@ def test_a_compiled_step_is_one_graph_and_gives_the_loss_of_the_eager_one(model_
     assert compiled.item() == pytest.approx(eager.item(), rel=0.01)
 
 
+# ---------------------------------------------------------------------------------------------------- packed tokens
+
+SHARED = {"token_budget": "batch", "attn_implementation": "sdpa", "problem_type": "single_label_classification"}
+
+
+def unequal(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Let each clip of a step's inputs change more than the one before."""
+    clips = inputs["pixel_values"]
+    factors = torch.linspace(0.1, 1, len(clips), device=clips.device).view(-1, 1, 1, 1, 1)
+    return {**inputs, "pixel_values": clips[:, :1] + factors * (clips - clips[:, :1])}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("model_class", MODELS)
+def test_packed_tokens_give_loss_and_gradients_of_a_cpu(model_class, attention, autocast):
+    model = build(model_class, EverestConfig(**SMALL, **SHARED)).train()
+    inputs, losses, gradients = unequal(inputs_of(model)), [], []
+    if model_class is EverestForPreTraining:
+        inputs["noise"] = torch.rand(4, model.config.num_informative_tokens)
+    for device, name in (("cpu", "sdpa"), (GPU, attention)):
+        model.to(device).zero_grad()
+        model.config._attn_implementation = name
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            output = model(**send_to_device(inputs, device))
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append(torch.cat([weight.grad.flatten().cpu() for weight in model.parameters()]))
+    assert len(set(output.packing.counts.tolist())) > 2
+    assert losses[1] == pytest.approx(losses[0], rel=0.01 if autocast else 1e-4)
+    assert (gradients[1] - gradients[0]).norm() < (0.1 if autocast else 1e-3) * gradients[0].norm()
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_packed_tokens_are_compiled_once_for_all_contents(model_class):
+    model = build(model_class, EverestConfig(**SMALL, **SHARED)).to(GPU).train()
+    compiled, inputs = torch.compile(model, fullgraph=True, dynamic=False), send_to_device(inputs_of(model), GPU)
+    for step in range(4):
+        here = {**unequal(inputs), "pixel_values": unequal(inputs)["pixel_values"].roll(step, 0)}
+        if model_class is EverestForPreTraining:
+            here["noise"] = torch.rand(4, model.config.num_informative_tokens, device=GPU)
+        with torch.autocast("cuda", torch.bfloat16), torch._dynamo.config.patch(error_on_recompile=step > 0):
+            loss = compiled(**here).loss
+            loss.backward()
+            assert loss.item() == pytest.approx(model(**here).loss.item(), rel=0.01)
+
+
 @pytest.mark.parametrize("model_class", MODELS)
 def test_a_step_never_waits_for_the_gpu(model_class):
     model = build(model_class, tiny_config(drop_path_rate=0.1)).to(GPU).train()
