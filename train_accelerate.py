@@ -94,6 +94,9 @@ def train(recipe: Recipe) -> dict[str, float]:
                         average.update()
                     progress.end_step(step, lr, grad_norm)
                     with progress.paused():
+                        ends = progress.is_over(step) or progress.stopping
+                        if ends or run.is_judged_after(step) or checkpoints.are_due(step, {}):
+                            calibrate(run, accelerator, model, average)
                         if run.is_evaluated_after(step):
                             figures = judge(run, accelerator, model, average)
                             progress.end_evaluation(step, figures)
@@ -108,12 +111,12 @@ def train(recipe: Recipe) -> dict[str, float]:
                         progress.stop(step)
 
         figures, result = {}, step if recipe.keep == "last" else checkpoints.restore_best(step)
+        calibrate(run, accelerator, model, average)
         if run.val is not None:
             figures = judge(run, accelerator, model, average, loaders.final_views(recipe), run.folder)
             if recipe.evaluation == "few_shot":
                 figures |= measure_features(run, accelerator, model, average, figures)
             progress.write(step, figures)
-        calibrate(run, accelerator, model, average)
         saved = save_final_model(accelerator, model, run.processor, run.folder, average)
         if accelerator.is_main_process:
             write_card(saved, run, steps=result, figures=figures)
@@ -141,7 +144,6 @@ def judge(
     recipe = run.recipe
     loader = loaders.build_val_loader(recipe, run.config, run.val, *views)
     source, count_bad = str(recipe.val), recipe.count_bad_as_wrong
-    calibrate(run, accelerator, model, average)
     with averaged(average):
         return evaluate_model(accelerator, model, loader, source=source, count_bad=count_bad, folder=folder)
 
@@ -150,8 +152,9 @@ def calibrate(
     run: Run, accelerator: Accelerator, model: torch.nn.Module, average: MovingAverage | None = None
 ) -> None:
     """In training with token_budget "batch", find what evaluation keeps by, with the average of the weights if any."""
-    if run.config.token_budget == "clip" or run.recipe.eval_only:
-        return
+    found = run.config.keep_threshold is not None
+    if run.config.token_budget == "clip" or (run.recipe.task == "probe" and found):
+        return  # a probe's encoder stays as it is
     loader = loaders.build_calibration_loader(run.recipe, run.config, run.train)
     with averaged(average):
         set_threshold(accelerator, model, loader)
@@ -162,7 +165,6 @@ def monitor(
 ) -> dict[str, float]:
     """Return the figure of the recipe's monitor of a pre-training, with the average of the weights if there is one."""
     loader = loaders.build_val_loader(run.recipe, run.config, run.val, 1, 1)
-    calibrate(run, accelerator, model, average)
     with averaged(average):
         return evaluate_neighbours(accelerator, model, loader, source=str(run.recipe.val))
 

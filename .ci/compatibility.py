@@ -83,11 +83,13 @@ def answers_of_shared_budget(model, pixel_values: torch.Tensor, scores: torch.Te
     """Return what a classifier gives in evaluation and in training where the clips share their tokens."""
     config = model.config
     median = scores.median().item()
-    config.token_budget = "batch"
-    config.keep_threshold = {"keep_ratio": config.keep_ratio, "medians": 0.97, "median_score": median}
+    config.token_budget = "batch"  # of a checkpoint whose budget is "clip": the weights are the same
+    found_for = "keep_ratio", "min_keep_ratio", "max_keep_ratio", "token_selection", "frame_oversampling"
+    fields = {name: getattr(config, name) for name in found_for}
+    config.keep_threshold = {"medians": 0.97, "median_score": median, **fields}
     try:
         found = model(pixel_values)
-        shared = {"shared": found.logits, "shared_counts": found.packing.counts}
+        shared = {"shared": found.logits, "shared_ids": found.kept_ids}
         return {**shared, "shared_in_training": model.train()(pixel_values).logits}
     finally:
         config.token_budget, config.keep_threshold = "clip", None

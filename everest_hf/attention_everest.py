@@ -83,9 +83,11 @@ def attend_packed(
     if name == "flex_attention":
         mask = _block_mask(queries, keys, query.shape[2], key.shape[2])
         return attend(module, query, key, value, mask, scaling=scaling)
-    if name == "sdpa" and _has_varlen(query):
+    if name == "sdpa" and _has_varlen(
+        query
+    ):  # which scales as EverestAttention does; before torch 2.11 it takes no scale
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (total, heads, d)
-        attended: Any = varlen_attn(query, key, value, *lengths, scale=scaling)
+        attended: Any = varlen_attn(query, key, value, *lengths)
         return attended[None], None
     if compiling and name == "sdpa":
         return torch.ops.everest.attend_segments(query, key, value, *lengths[:2], scaling), None
@@ -93,7 +95,11 @@ def attend_packed(
 
 
 def _has_varlen(query: torch.Tensor) -> bool:
-    return varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    """Whether flash attention takes packed queries (1, heads, Q, d): on NVIDIA's GPUs from Ampere on, in 16 bits."""
+    if varlen_attn is None or not query.is_cuda or torch.version.hip is not None:
+        return False
+    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
+    return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _clips_alike(queries: Packing, keys: Packing, num_queries: int, num_keys: int) -> torch.Tensor:

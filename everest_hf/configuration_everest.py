@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
@@ -15,8 +15,9 @@ Budget = Literal["clip", "batch"]
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 TOKEN_SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 TOKEN_BUDGETS: tuple[Budget, ...] = get_args(Budget)
-# What `keep_threshold` holds.
-THRESHOLD_FIELDS = ("keep_ratio", "medians", "median_score")
+# What `keep_threshold` holds: the threshold, and the fields for which it was found.
+THRESHOLD_VALUES = ("medians", "median_score")
+THRESHOLD_FIELDS = ("keep_ratio", "min_keep_ratio", "max_keep_ratio", "token_selection", "frame_oversampling")
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 # The selections that do not look at the clip.
 BLIND_SELECTIONS: tuple[Selection, ...] = ("random", "tube")
@@ -60,9 +61,9 @@ class EverestConfig(PretrainedConfig):
         change most, so that a clip in which much happens has more of them; in evaluation those above a threshold.
         Evaluation of pre-training keeps the same share of every clip.
         min_keep_ratio, max_keep_ratio: with "batch", the least and the largest share of a clip's tokens.
-        keep_threshold: with "batch", what evaluation goes by, as `everest-hf tune-keep-ratio --budget batch` and the end
-        of a training find it: {"keep_ratio": the share of all tokens that it keeps, "medians": the threshold, as a
-        multiple of the median score, "median_score": that median}. Scores of 0 are left out of the median.
+        keep_threshold: with "batch", what evaluation goes by, as the end of a training and `everest-hf tune-keep-ratio
+        --budget batch` find it: a dict of "medians", the threshold as a multiple of the median score, "median_score", that
+        median (scores of 0 are left out), and the fields for which it was found, such as "keep_ratio".
         frame_oversampling: the model takes this many times num_frames candidate frames and works on the
         num_frames of them that hold most informative tokens; 1 switches frame selection off.
     Classification
@@ -137,7 +138,7 @@ class EverestConfig(PretrainedConfig):
         token_budget: Budget = "clip",
         min_keep_ratio: float = 0.05,
         max_keep_ratio: float = 1.0,
-        keep_threshold: dict[str, float] | None = None,
+        keep_threshold: dict[str, Any] | None = None,
         init_scale: float = 0.001,
         classifier_dropout: float = 0.0,
         class_weights: Sequence[float] | None = None,
@@ -292,7 +293,7 @@ class EverestConfig(PretrainedConfig):
     def token_bounds(self, grid_size: tuple[int, int, int] | None = None) -> tuple[int, int]:
         """Return the least and the largest number of tokens of a clip of a grid, with token_budget "batch"."""
         least, most = (self.count_tokens(ratio, grid_size) for ratio in (self.min_keep_ratio, self.max_keep_ratio))
-        return max(least, 1), most
+        return max(least, 1), max(most, 1)
 
     def score_threshold(self) -> float:
         """Return the score above which evaluation keeps a token, with token_budget "batch".
@@ -304,7 +305,7 @@ class EverestConfig(PretrainedConfig):
         if found is None:
             raise ValueError(
                 "EverestConfig.keep_threshold is None; evaluation with token_budget 'batch' needs it, and "
-                "everest-hf tune-keep-ratio --budget batch finds it"
+                "everest-hf tune-keep-ratio --budget batch (or everest_hf.evaluation.threshold) finds it"
             )
         return found["medians"] * found["median_score"]
 
@@ -335,16 +336,6 @@ class EverestConfig(PretrainedConfig):
         self._check_divisible()
         self._check_channels()
         self._check_token_counts()
-        self._check_budget()
-
-    def _check_budget(self) -> None:
-        if self.token_budget == "clip":
-            return
-        selections = ", ".join(repr(name) for name in TOKEN_SELECTIONS if name not in BLIND_SELECTIONS)
-        right = f"one of {selections} with token_budget 'batch'"
-        _require(self.selects_by_motion, "token_selection", self.token_selection, right)
-        dropout = self.attention_probs_dropout_prob
-        _require(dropout == 0, "attention_probs_dropout_prob", dropout, "0 with token_budget 'batch'")
         self.check_budget("keep_ratio")
 
     def _check_integers(self) -> None:
@@ -377,21 +368,28 @@ class EverestConfig(PretrainedConfig):
         _check_choice("token_budget", self.token_budget, TOKEN_BUDGETS)
         for name in ("min_keep_ratio", "max_keep_ratio"):
             check_keep_ratio(getattr(self, name), name)
+        if self.token_budget == "batch":
+            selections = ", ".join(repr(name) for name in TOKEN_SELECTIONS if name not in BLIND_SELECTIONS)
+            right = f"one of {selections} with token_budget 'batch'"
+            _require(self.selects_by_motion, "token_selection", self.token_selection, right)
+            dropout = self.attention_probs_dropout_prob
+            _require(dropout == 0, "attention_probs_dropout_prob", dropout, "0 with token_budget 'batch'")
         self._check_threshold()
 
     def _check_threshold(self) -> None:
         found = self.keep_threshold
         if found is None:
             return
-        sound = isinstance(found, dict) and sorted(found) == sorted(THRESHOLD_FIELDS)
+        names = (*THRESHOLD_VALUES, *THRESHOLD_FIELDS)
+        sound = isinstance(found, dict) and sorted(found) == sorted(names)
+        sound = sound and all(_is_number(found[name]) for name in THRESHOLD_VALUES)
         # 0 keeps what changes at all: where much stands still, that may be less than the share that was asked for.
-        sound = sound and all(_is_number(value) and value >= 0 for value in found.values())
-        sound = sound and found["keep_ratio"] > 0 and found["median_score"] > 0
-        right = "None or a dict of the numbers keep_ratio and median_score, above 0, and medians, of at least 0"
+        sound = sound and found["medians"] >= 0 and found["median_score"] > 0
+        right = f"None or a dict of {', '.join(names)}, where medians is at least 0 and median_score above 0"
         _require(sound, "keep_threshold", found, right)
-        if self.token_budget == "batch":
-            right = f"None or one that was found for keep_ratio {self.keep_ratio}"
-            _require(found["keep_ratio"] == self.keep_ratio, "keep_threshold", found, right)
+        for name in THRESHOLD_FIELDS if self.token_budget == "batch" else ():
+            right = f"{getattr(self, name)!r}, as {name} is, or keep_threshold None"
+            _require(found[name] == getattr(self, name), f"keep_threshold[{name!r}]", found[name], right)
 
     def check_budget(
         self, name: str, keep_ratio: float | None = None, grid_size: tuple[int, int, int] | None = None
@@ -400,9 +398,14 @@ class EverestConfig(PretrainedConfig):
 
         name: the field that the ratio is for, whose value it has by default.
         """
-        if self.token_budget == "clip":
-            return
-        ratio = getattr(self, name) if keep_ratio is None else keep_ratio
+        if self.token_budget == "batch":
+            self.check_bounds(name, getattr(self, name) if keep_ratio is None else keep_ratio, grid_size)
+
+    def check_bounds(self, name: str, ratio: float, grid_size: tuple[int, int, int] | None = None) -> None:
+        """Raise a ValueError if clips of min_keep_ratio to max_keep_ratio of their tokens can't share those of a ratio.
+
+        name: the field that the ratio is for.
+        """
         (least, most), count = self.token_bounds(grid_size), self.count_tokens(ratio, grid_size)
         bounds = f"above min_keep_ratio {self.min_keep_ratio} and below max_keep_ratio {self.max_keep_ratio}"
         _require(least < count < most, name, ratio, f"{bounds} with token_budget 'batch'")

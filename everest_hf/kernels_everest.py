@@ -134,17 +134,19 @@ def mlp_forward(
     fc2: nn.Module,
     hidden_states: torch.Tensor,
     mean: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    is_packed: bool = False,
     training: bool = False,
 ) -> torch.Tensor:
     """`fc2(activation(fc1(hidden_states)))` of (B, K, D); with `mean` that of its clips, (B, 1, D).
 
-    mean: takes the mean of each clip's tokens. In inference a CPU does this for a part of the tokens at a time.
+    mean: takes the mean of each clip's tokens. In inference a CPU does this for a few clips at a time, or, where the tokens
+    of clips are packed and no mean is taken, for a few tokens.
     """
     transform = partial(_transform, fc1, activation, fc2, mean=mean, training=training)
     if torch.is_grad_enabled() or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
         return transform(hidden_states)
     clips, tokens = hidden_states.shape[:2]
-    if clips == 1 and mean is None:
+    if is_packed and mean is None:
         return torch.cat([transform(part) for part in hidden_states.split(TOKENS_AT_A_TIME, dim=1)], dim=1)
     at_a_time = max(1, TOKENS_AT_A_TIME // tokens)
     if clips <= at_a_time:

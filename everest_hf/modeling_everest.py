@@ -135,9 +135,11 @@ class EverestMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, dim)
 
-    def forward(self, hidden_states: torch.Tensor, mean: Callable | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, mean: Callable | None = None, is_packed: bool = False
+    ) -> torch.Tensor:
         """Compute fc2(activation(fc1(hidden_states))), (B, K, D), or with `mean` its mean over the tokens, (B, 1, D)."""
-        return mlp_forward(self.fc1, self.activation, self.fc2, hidden_states, mean, self.training)
+        return mlp_forward(self.fc1, self.activation, self.fc2, hidden_states, mean, is_packed, self.training)
 
 
 class EverestDropPath(nn.Module):
@@ -150,7 +152,7 @@ class EverestDropPath(nn.Module):
     def forward(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
         if self.p == 0 or not self.training:
             return hidden_states
-        clips = hidden_states.shape[0] if packing is None else len(packing.counts)
+        clips = hidden_states.shape[0] if packing is None else packing.num_clips
         kept = torch.rand(clips, 1, 1, device=hidden_states.device) >= self.p
         kept = kept if packing is None else packing.spread(kept, hidden_states.shape[1])
         return hidden_states * (kept / (1 - self.p)).to(hidden_states.dtype)
@@ -187,6 +189,8 @@ class EverestLayer(GradientCheckpointingLayer):
         if isinstance(read, Places):
             queries, hidden_states, query_packing = normed[:, read.ids], hidden_states[:, read.ids], read.packing
         elif isinstance(read, int):
+            if packing is not None:
+                raise ValueError(f"read is {read}; of packed tokens it must be None, 'mean' or Places")
             queries, hidden_states = normed[:, -read:], hidden_states[:, -read:]
         attended, weights = self.attention(normed, output_attentions, queries, packing, query_packing)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended), query_packing)
@@ -194,7 +198,7 @@ class EverestLayer(GradientCheckpointingLayer):
             mean = partial(torch.mean, dim=1, keepdim=True) if packing is None else packing.mean
             transformed = self.mlp(self.norm2(hidden_states), mean)  # (B, 1, D)
             return mean(hidden_states) + self.drop_path(self.dropout(transformed)), weights
-        transformed = self.mlp(self.norm2(hidden_states))
+        transformed = self.mlp(self.norm2(hidden_states), is_packed=packing is not None)
         return hidden_states + self.drop_path(self.dropout(transformed), query_packing), weights
 
 
@@ -266,7 +270,7 @@ class EverestAttentivePooling(nn.Module):
         if packing is None:
             pooled, _ = self.attention(normed, queries=self.query.repeat(normed.shape[0], 1, 1))
             return pooled[:, 0]
-        clips = len(packing.counts)
+        clips = packing.num_clips
         one_each = packing_of_one(clips, normed.device)
         pooled, _ = self.attention(normed, False, self.query.repeat(1, clips, 1), packing, one_each)
         return pooled[0]
@@ -329,7 +333,8 @@ class EverestOutput(ModelOutput):
         last_hidden_state (`torch.FloatTensor` of shape `(B, K, D)`, *optional*):
             The kept tokens, in the order of `kept_ids`.
         kept_ids (`torch.LongTensor` of shape `(B, K)`, *optional*):
-            Ids of the tokens that the encoder saw. In pre-training they are called `visible_ids`.
+            Ids of the tokens that the encoder saw. In pre-training they are called `visible_ids`. A classifier gives a row
+            for each clip in any case, and fills it up with -1 where the budget of tokens is the batch's.
         target_ids (`torch.LongTensor` of shape `(B, M)`, *optional*):
             Ids of the tokens that pre-training predicts.
         targets (`torch.FloatTensor` of shape `(B, M, P)`, *optional*):
@@ -343,7 +348,7 @@ class EverestOutput(ModelOutput):
         attentions (`tuple(torch.FloatTensor)`, *optional*):
             The attention weights `(B, heads, K, K)` of each layer of the encoder, with `output_attentions`.
         packing (`Packing`, *optional*):
-            Where the budget of tokens is the batch's. Clips then keep different numbers of tokens, and `(B, K, ...)`
+            Where the budget of tokens is the batch's; of a classifier with `hidden_states` or `attentions`. Clips then keep different numbers of tokens, and `(B, K, ...)`
             is `(1, total, ...)` in the fields above: clip `i` has the tokens from `packing.cu_seqlens[i]` to
             `packing.cu_seqlens[i + 1]`, and `packing.mean(last_hidden_state)` is each clip's mean, `(B, 1, D)`.
         target_packing (`Packing`, *optional*):
@@ -732,21 +737,28 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             read="mean" if reads_mean else None,
             return_dict=True,
         )
-        pooled = self.pool(encoded.last_hidden_state, None if reads_mean else encoded.packing)
+        packing = encoded.packing
+        pooled = self.pool(encoded.last_hidden_state, None if reads_mean else packing)
         logits = self.classifier(self.dropout(pooled))
         return EverestForVideoClassificationOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config),
             logits=logits,
-            kept_ids=encoded.kept_ids,
+            kept_ids=encoded.kept_ids if packing is None else self._kept_of_each_clip(encoded.kept_ids, packing),
             slots=encoded.slots,
             scores=encoded.scores,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
-            packing=encoded.packing,
+            packing=packing if encoded.hidden_states or encoded.attentions else None,
         )
+
+    def _kept_of_each_clip(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Return packed ids as rows, filled up with -1, so that what a classifier gives has a row for each clip."""
+        # In training the width is always the same, and no device is waited for.
+        return packing.pad(ids, packing.longest if self.everest.embeddings.training else int(packing.counts.max()))
 
     def pool(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
         """Make what the classifier sees, (B, D), of the encoder's tokens (B, K, D), or of their mean (B, 1, D)."""
+        packing = None if packing is None else packing.to(hidden_states.device)
         if self.fc_norm is None:
             return hidden_states[:, 0] if packing is None else hidden_states[0, packing.cu_seqlens[:-1]]
         if self.pooling is not None:

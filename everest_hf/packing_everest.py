@@ -6,7 +6,6 @@ where each clip begins. Letters in shapes as in modeling_everest.py.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,9 +23,18 @@ class Packing(NamedTuple):
     longest: int
 
     @property
+    def num_clips(self) -> int:
+        """The number of clips, B."""
+        return len(self.cu_seqlens) - 1
+
+    @property
     def counts(self) -> torch.Tensor:
         """The number of tokens of each clip, (B,)."""
         return self.cu_seqlens.diff()
+
+    def to(self, device: torch.device) -> Packing:
+        """Return the packing on a device: the layers of a model may lie on several."""
+        return self._replace(cu_seqlens=self.cu_seqlens.to(device))
 
     def clip_of(self, total: int) -> torch.Tensor:
         """Return which clip each token is of, (total,)."""
@@ -37,10 +45,17 @@ class Packing(NamedTuple):
         """Return what each clip has of (1, total, any): B tensors (n, any). It waits for the device."""
         return tokens[0].split(self.counts.tolist())
 
+    def pad(self, ids: torch.Tensor, width: int, fill: int = -1) -> torch.Tensor:
+        """Lay the ids (1, total) of each clip in a row of its own, filled up: (B, width)."""
+        clip = self.clip_of(ids.shape[1])
+        place = torch.arange(ids.shape[1], device=ids.device) - self.cu_seqlens[clip]
+        return ids.new_full((self.num_clips, width), fill).index_put((clip, place), ids[0])
+
     def mean(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the mean of each clip's tokens: (1, total, D) gives (B, 1, D), added up in float32."""
-        sums = tokens.new_zeros(len(self.counts), tokens.shape[2], dtype=torch.float32)
-        sums = sums.index_add(0, self.clip_of(tokens.shape[1]), tokens[0].float())
+        """Return the mean of each clip's tokens: (1, total, D) gives (B, 1, D), added up in float32 or what is finer."""
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        sums = tokens.new_zeros(self.num_clips, tokens.shape[2], dtype=dtype)
+        sums = sums.index_add(0, self.clip_of(tokens.shape[1]), tokens[0].to(dtype))
         return (sums / self.counts[:, None]).to(tokens.dtype)[:, None]
 
     def spread(self, of_clips: torch.Tensor, total: int) -> torch.Tensor:
@@ -111,11 +126,11 @@ def _chosen(ids: torch.Tensor, shape: torch.Size, most: int) -> tuple[torch.Tens
 def threshold_of(scores: torch.Tensor, kept: int, least: int, most: int) -> float:
     """Return the threshold with which `choose_above` takes `kept` tokens a clip, on the average of clips (V, N).
 
-    least < kept < most. It is halfway between two scores. Where these are the same, the average is a little lower.
+    least < kept < most. It is halfway between two scores. Where many tokens have the same score there, such as 0 in clips
+    that stand still, none of them is taken, and the average is below `kept`.
     """
     falling = _within_bounds(scores, least, most)[1].sort(descending=True).values
-    last, next_one = falling[kept * len(scores) - 1].item(), falling[kept * len(scores)].item()
-    return next_one if math.isinf(last) else (last + next_one) / 2
+    return falling[kept * len(scores) - 1 :][:2].mean().item()
 
 
 def split_informative(
@@ -146,6 +161,7 @@ def interleave(visible: torch.Tensor, targets: torch.Tensor, seen: Packing, unse
 
     Returns them, their packing, and the places (M,) of the targets.
     """
+    seen, unseen = seen.to(visible.device), unseen.to(visible.device)
     at_visible = _places(visible.shape[1], seen, unseen.cu_seqlens[:-1])
     at_targets = _places(targets.shape[1], unseen, seen.cu_seqlens[1:])
     tokens, places = torch.cat([visible, targets], dim=1), torch.cat([at_visible, at_targets])

@@ -138,7 +138,6 @@ def test_packed_tokens_give_loss_and_gradients_of_a_cpu(model_class, attention, 
         output.loss.backward()
         losses.append(output.loss.item())
         gradients.append(torch.cat([weight.grad.flatten().cpu() for weight in model.parameters()]))
-    assert len(set(output.packing.counts.tolist())) > 2
     assert losses[1] == pytest.approx(losses[0], rel=0.01 if autocast else 1e-4)
     assert (gradients[1] - gradients[0]).norm() < (0.1 if autocast else 1e-3) * gradients[0].norm()
 

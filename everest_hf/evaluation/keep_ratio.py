@@ -72,7 +72,9 @@ def tune_keep_ratio(
         thresholds = _find_thresholds(model.eval(), reading, chosen) if budget == "batch" else dict.fromkeys(chosen)
         answers = _answer(model.eval(), reading, thresholds)
     num_videos = len(answers.index)
-    clips, read_clips_per_second = _read_again(views, answers.index[:batch_size])
+    # Evenly spread, since rows are often in the order of their classes.
+    step = max(1, num_videos // batch_size)
+    clips, read_clips_per_second = _read_again(views, answers.index[::step][:batch_size])
     seconds = _time(model, _pixel_values(model, clips), thresholds)
     results = _compare(config, answers, {ratio: len(clips) / seconds[ratio] for ratio in chosen})
     return Comparison(
@@ -225,8 +227,9 @@ def _answer(model: EverestForVideoClassification, reading: Reading, thresholds: 
         for ratio, threshold in thresholds.items():
             output = _run(model, pixel_values, ratio, threshold)
             scores[ratio].append(mean_scores(output.logits, num_views, ONE_CLASS).cpu()[readable])
-            if output.packing is not None:
-                counts[ratio].append(output.packing.counts.cpu()[readable.repeat_interleave(num_views)].numpy())
+            if threshold is not None:
+                kept = (output.kept_ids >= 0).sum(dim=1).cpu()  # rows are filled up with -1
+                counts[ratio].append(kept[readable.repeat_interleave(num_views)].numpy())
         labels.append(batch["labels"][readable])
         index += batch["index"][readable].tolist()
         bad += batch["bad"]

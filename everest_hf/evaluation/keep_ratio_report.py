@@ -144,4 +144,5 @@ def kept_line(found: Comparison, path: Path) -> str:
     """Say in a line what `save_recommended` wrote."""
     ratio, budget, threshold = recommended_fields(found).values()
     kept = "" if threshold is None else f", keep_threshold {threshold['medians']:.3g} medians"
-    return f"kept           keep_ratio {ratio:g}, token_budget {budget}{kept}, in {path}"
+    card = "; README.md there still describes what was before" if path.with_name("README.md").exists() else ""
+    return f"kept           keep_ratio {ratio:g}, token_budget {budget}{kept}, in {path}{card}"

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..configuration_everest import EverestConfig
+from ..configuration_everest import THRESHOLD_FIELDS, EverestConfig
 from ..data import transforms
-from ..modeling_everest import EverestPreTrainedModel
+from ..modeling_everest import EverestForPreTraining, EverestPreTrainedModel
 from ..packing_everest import threshold_of
 from .evaluate import join, on_device
 
@@ -19,12 +19,12 @@ from .evaluate import join, on_device
 @torch.no_grad()
 def score_tokens(model: EverestPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the scores (B, N) float32 of clips (B, T, C, H, W), as the model's selection makes them in evaluation."""
-    embeddings: Any = model.base_model.embeddings
-    # With all tokens kept nothing is selected yet, and no threshold is needed.
-    return embeddings(pixel_values, keep_ratio=1.0, output_scores=True).scores
+    # The whole model is called, since a model in shards must be, and with one token of each clip, which needs no threshold.
+    fewest = {} if isinstance(model, EverestForPreTraining) else {"keep_ratio": 1 / model.config.num_tokens}
+    return model(pixel_values, output_scores=True, **fewest).scores
 
 
-def find_threshold(config: EverestConfig, scores: torch.Tensor, keep_ratio: float | None = None) -> dict[str, float]:
+def find_threshold(config: EverestConfig, scores: torch.Tensor, keep_ratio: float | None = None) -> dict[str, Any]:
     """Return a `keep_threshold` of the config with which clips like these keep a share of their tokens on the average.
 
     scores: (clips, N), as `score_tokens` gives them. keep_ratio: the share, by default the config's. Where fewer tokens
@@ -34,12 +34,14 @@ def find_threshold(config: EverestConfig, scores: torch.Tensor, keep_ratio: floa
         ValueError: nothing moves in any clip, or the clips can't share the tokens of the ratio.
     """
     ratio = config.keep_ratio if keep_ratio is None else keep_ratio
+    config.check_bounds("keep_ratio", ratio)
     changing = scores[scores > 0]
     if not len(changing):
         raise ValueError(f"nothing moves in any of the {len(scores)} clips, so that no threshold can be found")
     threshold = threshold_of(scores, config.num_kept_tokens(ratio), *config.token_bounds())
     median = changing.median().item()
-    return {"keep_ratio": ratio, "medians": threshold / median, "median_score": median}
+    found_for = {name: getattr(config, name) for name in THRESHOLD_FIELDS}
+    return {"medians": threshold / median, "median_score": median, **found_for, "keep_ratio": ratio}
 
 
 def set_threshold(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> None:

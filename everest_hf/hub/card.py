@@ -160,7 +160,8 @@ def _about(architecture: str, config: EverestConfig) -> str:
 
 
 def _cost(config: EverestConfig, task: Use) -> str:
-    flops = {"A forward pass of a clip takes": clip_cost(config, task)}
+    average = " that keeps the average" if config.token_budget == "batch" else ""
+    flops = {f"A forward pass of a clip{average} takes": clip_cost(config, task)}
     if task == "inference":
         flops["with all tokens kept it would take"] = clip_cost(config, task, keep_ratio=1)
     shares = [f"{what} {cost.forward / 1e9:.3g} GFLOPs" for what, cost in flops.items()]

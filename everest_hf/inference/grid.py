@@ -28,7 +28,7 @@ def tokens_to_grid(output: Any, grid_size: tuple[int, int, int], fill: float | t
         raise ValueError(f"fill has the shape {tuple(filling.shape)}; expected a number or a vector ({size},)")
     clips, packing = tokens.shape[0], output.packing
     if packing is not None:  # all places of all clips, one after the other
-        clips, ids = len(packing.counts), ids + num_places * packing.clip_of(ids.shape[1])
+        clips, ids = packing.num_clips, ids + num_places * packing.clip_of(ids.shape[1])
     grid = filling.expand(tokens.shape[0], clips * num_places // tokens.shape[0], size)
     grid = grid.scatter(1, ids[..., None].expand_as(tokens), tokens)
     return grid.reshape(clips, *grid_size, size)

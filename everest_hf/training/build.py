@@ -39,6 +39,8 @@ def build_model(recipe: Recipe, train: Dataset, *, empty: bool = False) -> Evere
     Raises:
         ValueError: the checkpoint cannot be loaded, or the configuration is impossible.
     """
+    if recipe.config.get("keep_threshold"):
+        raise ValueError("config.keep_threshold is set; training finds it by itself, so leave it out")
     # A threshold of the checkpoint's was found for its weights and its share of tokens.
     cls, values = MODEL_CLASSES[recipe.task], {**recipe.config, "keep_threshold": None}
     if recipe.task == "probe" and recipe.model is None:

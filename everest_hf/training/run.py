@@ -75,6 +75,10 @@ class Run:
         is_due = step % (self.recipe.monitor_every * self.steps_per_epoch) == 0 or step == self.total_steps
         return self.recipe.monitor != "none" and is_due
 
+    def is_judged_after(self, step: int) -> bool:
+        """Say whether the model is evaluated or monitored after a step."""
+        return self.is_evaluated_after(step) or self.is_monitored_after(step)
+
     @property
     def num_val(self) -> int:
         """Held-out videos."""

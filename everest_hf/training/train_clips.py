@@ -44,7 +44,9 @@ def draw_train_clips(
         inputs = model_inputs(batch, recipe, config)
         noise = {name: value for name, value in inputs.items() if name not in ("pixel_values", "labels")}
         encoder: Any = model.everest
-        embedded = encoder.embeddings.train()(inputs["pixel_values"], recipe.task == "pretrain", **noise)
+        if config.token_budget == "batch":
+            encoder.embeddings.train()  # evaluation would go by a threshold
+        embedded = encoder.embeddings(inputs["pixel_values"], recipe.task == "pretrain", **noise)
     kept = _by_clip(embedded.kept_ids, embedded.packing)
     targets = None if embedded.target_ids is None else _by_clip(embedded.target_ids, embedded.target_packing)
     seen = _to_uint8(inputs["pixel_values"], config)  # (B, T, 3, H, W)

@@ -41,8 +41,15 @@ def ready(model_class, **overrides):
 
 def parts(output, name):
     """Return what an output has of each clip under a name."""
+    if "packing" not in output:
+        return [ids[ids >= 0] for ids in output[name]]
     packing = output.target_packing if name in ("target_ids", "targets") else output.packing
     return packing.split(output[name])
+
+
+def counts_of(output):
+    """Return how many tokens each clip has, (B,)."""
+    return output.packing.counts if "packing" in output else (output.kept_ids >= 0).sum(dim=1)
 
 
 def loss_of(output):
@@ -89,7 +96,7 @@ def test_a_still_clip_has_the_least_and_one_in_which_all_moves_the_most(model_cl
     for model in (ready(model_class), build(model_class, **BATCH).train()):
         pixel_values = unequal_clips(6)
         pixel_values[3] *= 20
-        counts = model(pixel_values).packing.counts.tolist()
+        counts = counts_of(model(pixel_values)).tolist()
         assert (counts[0], counts[3]) == BOUNDS
         assert model.training is (sum(counts) == 6 * 27)
 
@@ -154,7 +161,7 @@ def test_frame_selection_works_with_a_budget_for_the_batch():
     model = build(EverestForVideoClassification, frame_oversampling=1.5, **BATCH).train()
     output = model(clips(model.config, batch_size=3), labels=torch.tensor([0, 1, 2]))
     assert output.slots.shape == (3, 4)
-    assert output.packing.cu_seqlens[-1] == 3 * 27
+    assert counts_of(output).sum() == 3 * 27
     output.loss.backward()
 
 
@@ -196,7 +203,7 @@ def test_a_threshold_lies_between_scores():
 
 def test_evaluation_without_a_threshold_says_what_finds_one():
     model = build(EverestForVideoClassification, **BATCH)
-    with pytest.raises(ValueError, match=r"keep_threshold is None; .* tune-keep-ratio --budget batch finds it"):
+    with pytest.raises(ValueError, match=r"keep_threshold is None; .* tune-keep-ratio --budget batch .* finds it"):
         model(clips())
     model.train()(clips())
 
@@ -208,9 +215,25 @@ def test_a_threshold_of_another_keep_ratio_is_refused(tmp_path):
     assert same.config.keep_threshold == model.config.keep_threshold
     with torch.no_grad():
         torch.testing.assert_close(same(unequal_clips()).logits, model(unequal_clips()).logits)
-    with pytest.raises(ValueError, match=r"keep_threshold is .* found for keep_ratio 0\.3"):
-        EverestForVideoClassification.from_pretrained(tmp_path, keep_ratio=0.3)
-    EverestForVideoClassification.from_pretrained(tmp_path, keep_ratio=0.3, keep_threshold=None)
+    others = {"keep_ratio": 0.3, "min_keep_ratio": 0.2, "max_keep_ratio": 0.8, "token_selection": "compensated"}
+    for name, value in {**others, "frame_oversampling": 1.5}.items():
+        with pytest.raises(ValueError, match=rf"keep_threshold\['{name}'\] is .*; it must be {value!r}, as {name} is"):
+            EverestForVideoClassification.from_pretrained(tmp_path, **{name: value})
+        EverestForVideoClassification.from_pretrained(tmp_path, **{name: value}, keep_threshold=None)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.9, 1.0])
+def test_a_share_outside_of_the_bounds_has_no_threshold(ratio):
+    with pytest.raises(ValueError, match=rf"keep_ratio is {ratio}; it must be above min_keep_ratio 0\.1 and below"):
+        find_threshold(tiny_config(**BATCH), torch.rand(8, 60), ratio)
+
+
+def test_a_field_that_is_set_later_is_checked_as_well():
+    for name, value in (("token_selection", "random"), ("attention_probs_dropout_prob", 0.5)):
+        model = build(EverestForVideoClassification, **BATCH).train()
+        setattr(model.config, name, value)
+        with pytest.raises(ValueError, match=f"{name} is {value!r}; it must be .* with token_budget 'batch'"):
+            model(clips())
 
 
 @pytest.mark.parametrize(
@@ -223,7 +246,7 @@ def test_a_threshold_of_another_keep_ratio_is_refused(tmp_path):
         ({"max_keep_ratio": 0.45}, "keep_ratio is 0.45; it must be above .* and below max_keep_ratio 0.45"),
         ({"min_keep_ratio": 0.0}, "min_keep_ratio is 0.0; it must be a number above 0"),
         ({"keep_threshold": 1.5}, "keep_threshold is 1.5; it must be None or a dict"),
-        ({"keep_threshold": {"keep_ratio": 0.45, "medians": "1"}}, "keep_threshold is .* it must be None or a dict"),
+        ({"keep_threshold": {"medians": 1, "median_score": 1}}, "keep_threshold is .* it must be None or a dict"),
     ],
 )
 def test_an_impossible_budget_is_refused(fields, message):
@@ -268,10 +291,10 @@ def test_packed_is_one_by_one_in_evaluation(name, grad):
     with torch.set_grad_enabled(grad):
         output = model(pixel_values)
         alone = [model(clip[None]) for clip in pixel_values]
-    assert len(set(output.packing.counts.tolist())) > 2
+    assert len(set(counts_of(output).tolist())) > 2
     torch.testing.assert_close(output.logits, torch.cat([each.logits for each in alone]), atol=1e-5, rtol=1e-5)
     for ids, each in zip(parts(output, "kept_ids"), alone, strict=True):
-        assert torch.equal(ids, each.kept_ids[0])
+        assert torch.equal(ids, each.kept_ids[0])  # which is not filled up
 
 
 def test_packed_pretraining_is_one_by_one():
@@ -324,6 +347,22 @@ def test_features_and_grids_are_those_of_each_clip():
         torch.testing.assert_close(features(pixel_values), torch.cat([features(clip[None]) for clip in pixel_values]))
     grids = torch.cat([tokens_to_grid(each, model.config.grid_size, -1.0) for each in alone])
     torch.testing.assert_close(tokens_to_grid(output, model.config.grid_size, -1.0), grids, atol=1e-5, rtol=1e-5)
+
+
+def test_a_classifier_gives_a_row_for_each_clip():
+    model = ready(EverestForVideoClassification)
+    with torch.no_grad():
+        output = model(unequal_clips(), output_scores=True)
+        packed = model(unequal_clips(), output_hidden_states=True)
+    assert {len(value) for value in output.values()} == {4}
+    assert output.kept_ids.shape == (4, int(counts_of(output).max()))
+    assert torch.equal(counts_of(output), packed.packing.counts)
+    assert packed.hidden_states[-1].shape[1] == counts_of(output).sum()
+
+
+def test_the_last_tokens_are_not_read_of_packed_ones():
+    with pytest.raises(ValueError, match="read is 2; of packed tokens it must be None, 'mean' or Places"):
+        ready(EverestModel)(unequal_clips(), read=2)
 
 
 def test_hidden_states_and_attentions_keep_to_the_clip():
@@ -441,7 +480,7 @@ def test_compiled_in_one_graph_once_for_all_contents(model_class):
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             output = compiled(pixel_values, **kwargs)
             output.loss.backward()
-        counts.add(tuple(output.packing.counts.tolist()))
+        counts.add(tuple(counts_of(output).tolist()))
         if step % 10 == 0:
             found = slopes(model)
             model.zero_grad()

@@ -17,6 +17,12 @@ from everest_hf.training import loaders
 from everest_hf.training.recipe import load_recipe
 
 BUDGET = {"token_budget": "batch", "min_keep_ratio": 0.1, "max_keep_ratio": 0.9}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
 MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
 RECIPE = {
     "train": "videos/train",
@@ -65,6 +71,12 @@ def finetuned(place, pretrained) -> Path:
     return place / "finetune"
 
 
+def threshold_in(folder: Path) -> list[float]:
+    """Return the numbers of the threshold of a checkpoint."""
+    found = EverestModel.from_pretrained(folder).config.keep_threshold
+    return [found["medians"], found["median_score"]]
+
+
 def scores_of(place: Path, name: str, model) -> torch.Tensor:
     """Return the scores (V, N) of a run's training videos, as evaluation reads them."""
     recipe = load_recipe(str(place / f"{name}.yaml"), {})
@@ -91,7 +103,7 @@ def test_what_evaluates_a_run_later_finds_the_figures_of_its_end(place, finetune
     assert json.loads((finetuned / "evaluation" / "figures.json").read_text()) == figures
     refused = train("finetune.yaml", "--eval_only", "--config", "keep_ratio=0.3", cwd=place)
     assert refused.returncode == 1
-    assert "keep_threshold is {'keep_ratio': 0.45" in refused.stderr
+    assert "keep_threshold['keep_ratio'] is 0.45; it must be 0.3, as keep_ratio is" in refused.stderr
     train("finetune.yaml", "--eval_only", "--config", "keep_ratio=0.3", "token_budget=clip", cwd=place).check()
 
 
@@ -110,9 +122,28 @@ def test_the_picture_of_training_clips_shows_unequal_ones(finetuned):
 
 def test_a_probe_knows_the_threshold_before_it_learns(place, pretrained):
     train("probe.yaml", "--epochs", "1", cwd=place).check()
-    encoder = EverestModel.from_pretrained(place / "pretrain" / "model").config.keep_threshold
-    probe = EverestForVideoClassification.from_pretrained(place / "probe" / "model").config.keep_threshold
-    assert probe == pytest.approx(encoder)
+    assert threshold_in(place / "probe" / "model") == pytest.approx(threshold_in(place / "pretrain" / "model"))
+
+
+def test_each_checkpoint_has_the_threshold_of_its_weights(place, pretrained):
+    options = ("--output_dir", "often", "--epochs", "2", "--eval_every", "2", "--save_every", "0.5")
+    train("finetune.yaml", *options, "--keep_checkpoints", "9", cwd=place).check()
+    folders = [path.parent for path in sorted((place / "often" / "checkpoints").rglob("config.json"))]
+    assert len(folders) == 3
+    for folder in (*folders, place / "often" / "model"):
+        model = EverestForVideoClassification.from_pretrained(folder)
+        scores = scores_of(place, "finetune", model)
+        median = float(scores[scores > 0].median())
+        assert model.config.keep_threshold["median_score"] == pytest.approx(median, rel=1e-5), folder
+
+
+def test_a_threshold_in_a_recipe_of_training_is_refused(place, pretrained):
+    found = EverestModel.from_pretrained(pretrained / "model").config.keep_threshold
+    result = train(
+        "finetune.yaml", "--config", f"keep_threshold={json.dumps(found)}", "--output_dir", "given", cwd=place
+    )
+    assert result.returncode == 1
+    assert "config.keep_threshold is set; training finds it by itself" in result.stderr
 
 
 def test_without_validation_there_is_a_threshold_too(place, pretrained):
@@ -131,11 +162,19 @@ def test_several_processes_find_the_threshold_of_one(place, pretrained):
     train("finetune.yaml", *options, "4", "--output_dir", "one", cwd=place).check()
     for result in train_on(2, "finetune.yaml", *options, "2", "--output_dir", "two", cwd=place):
         result.check()
-    one, two = (
-        EverestForVideoClassification.from_pretrained(place / name / "model").config.keep_threshold
-        for name in ("one", "two")
-    )
+    one, two = (threshold_in(place / name / "model") for name in ("one", "two"))
     assert two == pytest.approx(one)
+
+
+@pytest.mark.slow
+def test_a_sharded_encoder_is_calibrated_before_and_after_training(place, pretrained):
+    found = []
+    for name, environment in (("sharded", FSDP2), ("sharded", FSDP2), ("whole", None)):  # the second has nothing to do
+        options = ("--epochs", "1", "--batch_size", "2", "--output_dir", name)
+        for result in train_on(2, "probe.yaml", *options, cwd=place, environment=environment):
+            result.check()
+        found.append(threshold_in(place / name / "model"))
+    assert found[0] == found[1] == pytest.approx(found[2], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -151,8 +190,5 @@ def test_unreadable_videos_and_an_average_of_weights_change_nothing(place, pretr
             *("--ema", "0.9", "--max_bad_fraction", "0.5"),
             cwd=place,
         ).check()
-    good, bad = (
-        EverestForVideoClassification.from_pretrained(place / name / "model").config.keep_threshold
-        for name in ("good", "bad")
-    )
+    good, bad = (threshold_in(place / name / "model") for name in ("good", "bad"))
     assert bad == pytest.approx(good, rel=1e-4)
