@@ -50,7 +50,7 @@ class Arm:
     """A fine-tuning.
 
     clips: a name of `specs`. also: other ratios at which it is evaluated. pretrained: the budget of a pre-training on
-    varied clips that it follows; None: it follows the motion study's.
+    varied clips that it follows; None: it follows the motion study's. labelled: how many training clips it has, if not all.
     """
 
     clips: str
@@ -60,12 +60,14 @@ class Arm:
     scores: str = "plain"
     also: tuple[float, ...] = ()
     pretrained: str | None = None
+    labelled: int | None = None
 
     @property
     def title(self) -> str:
         scores = "" if self.scores == "plain" else f", {self.scores}"
         start = "" if self.pretrained is None else f", pre-trained on such clips by {self.pretrained}"
-        return f"{self.budget} {self.keep_ratio:g}{scores}{start}"
+        few = "" if self.labelled is None else f", {self.labelled} labelled clips"
+        return f"{self.budget} {self.keep_ratio:g}{scores}{start}{few}"
 
     @property
     def name(self) -> str:
@@ -158,7 +160,7 @@ def finetune(bench: TruthBench, arm: Arm) -> dict:
     if arm.scores.startswith("true"):
         score_by_truth(model, arm.scores, bench)
     steps, lr = bench.size.finetuning_steps, bench.size.finetuning_lr
-    draw = partial(bench.draw, arm.clips, config)
+    draw = partial(bench.draw, arm.clips, config, num_clips=arm.labelled)
     train(bench, model, steps, lr, (0.9, 0.999), draw, classification_loss, lambda *point: None)
     return {f"{ratio:g}": evaluate_at(bench, model, arm, ratio) for ratio in (arm.keep_ratio, *arm.also)}
 

@@ -29,6 +29,7 @@ from motion_report import over_seeds, percent
 from motion_runs import SIZES, Size, clips_path
 from processes import call, do_all, parse, parser_of, run_all, run_study, write_tables
 
+FEW = (64, 256)  # labelled clips with which pre-trainings are compared
 FEWER = 0.2  # the ratio at which models are run that were fine-tuned at another
 # Of the clips, each of two conditions, by how their names begin.
 HALVES = {"still half": "still camera", "moving half": "moving camera"}
@@ -45,6 +46,7 @@ def plan(seed: int) -> list[Arm]:
             arms += [arm(0.3, budget, scores, (FEWER,)) for budget in ("clip", "batch")]
         arms += [arm(0.6, scores="compensated"), arm(FEWER, scores="compensated")]
     for pretrained in ("clip", "batch"):
+        arms += [Arm("varied", seed, 0.3, pretrained=pretrained, labelled=labelled) for labelled in FEW]
         arms += [Arm("varied", seed, 0.3, budget, pretrained=pretrained) for budget in ("clip", "batch")]
         arms += [Arm("varied", seed, 0.3, "batch", "compensated", pretrained=pretrained)]
     return arms

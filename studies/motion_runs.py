@@ -190,13 +190,13 @@ class Bench:
         return normalize(pixels, config.image_mean, config.image_std)
 
     def draw(
-        self, kind: str, config: EverestConfig, num_sample: int | None = None
+        self, kind: str, config: EverestConfig, num_sample: int | None = None, num_clips: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a batch of training clips: as `batch` gives them, and their classes (B,).
 
-        With num_sample they are crops, so many of each clip.
+        With num_sample they are crops, so many of each clip. num_clips: how many clips there are to draw from, if not all.
         """
-        ids = torch.randint(self.size.counts["train"], (self.size.batch // (num_sample or 1),))
+        ids = torch.randint(num_clips or self.size.counts["train"], (self.size.batch // (num_sample or 1),))
         ids = ids.repeat_interleave(num_sample or 1)
         pixels = self.batch(kind, "train", ids, config)
         return random_crops(pixels) if num_sample else pixels, labels_of(ids).to(self.device)
