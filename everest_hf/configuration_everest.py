@@ -59,7 +59,7 @@ class EverestConfig(PretrainedConfig):
         mask_ratio: share of all tokens that the encoder does not see in pre-training.
         token_budget: "clip" keeps the same share of every clip. "batch" keeps, in training, the tokens of a batch that
         change most, so that a clip in which much happens has more of them; in evaluation those above a threshold.
-        Evaluation of pre-training keeps the same share of every clip.
+        Pre-training keeps the same share of every clip.
         min_keep_ratio, max_keep_ratio: with "batch", the least and the largest share of a clip's tokens.
         keep_threshold: with "batch", what evaluation goes by, as the end of a training and `everest-hf tune-keep-ratio
         --budget batch` find it: a dict of "medians", the threshold as a multiple of the median score, "median_score", that
@@ -94,7 +94,6 @@ class EverestConfig(PretrainedConfig):
         "hidden_states",
         "attentions",
         "packing",
-        "target_packing",
     ]
 
     if TYPE_CHECKING:  # Transformers knows configurations without labels; these always have them
@@ -336,7 +335,8 @@ class EverestConfig(PretrainedConfig):
         self._check_divisible()
         self._check_channels()
         self._check_token_counts()
-        self.check_budget("keep_ratio")
+        if self.token_budget == "batch":
+            self.check_bounds("keep_ratio", self.keep_ratio)
 
     def _check_integers(self) -> None:
         positive = (
@@ -391,16 +391,6 @@ class EverestConfig(PretrainedConfig):
             right = f"{getattr(self, name)!r}, as {name} is, or keep_threshold None"
             _require(found[name] == getattr(self, name), f"keep_threshold[{name!r}]", found[name], right)
 
-    def check_budget(
-        self, name: str, keep_ratio: float | None = None, grid_size: tuple[int, int, int] | None = None
-    ) -> None:
-        """Raise a ValueError if token_budget is "batch" and the clips of a batch can't share the tokens of a ratio.
-
-        name: the field that the ratio is for, whose value it has by default.
-        """
-        if self.token_budget == "batch":
-            self.check_bounds(name, getattr(self, name) if keep_ratio is None else keep_ratio, grid_size)
-
     def check_bounds(self, name: str, ratio: float, grid_size: tuple[int, int, int] | None = None) -> None:
         """Raise a ValueError if clips of min_keep_ratio to max_keep_ratio of their tokens can't share those of a ratio.
 
@@ -409,12 +399,6 @@ class EverestConfig(PretrainedConfig):
         (least, most), count = self.token_bounds(grid_size), self.count_tokens(ratio, grid_size)
         bounds = f"above min_keep_ratio {self.min_keep_ratio} and below max_keep_ratio {self.max_keep_ratio}"
         _require(least < count < most, name, ratio, f"{bounds} with token_budget 'batch'")
-        if name == "pretraining_keep_ratio":
-            visible = self.count_tokens(1 - self.mask_ratio, grid_size)
-            # Rounded as `split_informative` does, the fewest visible tokens and the fewest targets of a clip.
-            sound = least * visible >= count and least * (count - visible) >= count
-            right = f"large enough that a clip of {least} tokens has one to see and one to predict"
-            _require(sound, "min_keep_ratio", self.min_keep_ratio, right)
 
     def _check_ratios(self) -> None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"):

@@ -22,11 +22,10 @@ from .kernels_everest import (
     serve_as_tokens,
     working_dtype,
 )
-from .packing_everest import Chosen, Packing, choose_above, choose_of_batch, packed, split_informative
+from .packing_everest import Packing, choose_above, choose_of_batch, packed
 from .selection_everest import (
     Grid,
     check_inputs,
-    count_selected,
     draw_noise,
     gather_tokens,
     motion_scores,
@@ -84,7 +83,7 @@ class EverestEmbeddingOutput(NamedTuple):
 
     hidden_states (B, K, D): embedded tokens with positions. kept_ids (B, K). target_ids (B, M) and targets (B, M, P)
     float32: the tokens to predict and their pixels, in pre-training. slots (B, t): with frame selection. scores (B, N)
-    float32: where asked for. packing, target_packing: of the kept tokens and of the targets, where clips differ.
+    float32: where asked for. packing: of the kept tokens, where clips differ in their number.
     """
 
     hidden_states: torch.Tensor
@@ -94,7 +93,6 @@ class EverestEmbeddingOutput(NamedTuple):
     slots: torch.Tensor | None
     scores: torch.Tensor | None
     packing: Packing | None
-    target_packing: Packing | None
 
 
 class EverestEmbeddings(nn.Module):
@@ -127,7 +125,7 @@ class EverestEmbeddings(nn.Module):
         needs_scores = config.selects_by_motion and bool_masked_pos is None and not keeps_all
 
         patches = patchify(pixel_values, config.tubelet_size, config.patch_size)  # (B, c * S, P)
-        embeddings = scores = slots = targets = None
+        embeddings = scores = slots = target_ids = None
         if needs_scores or config.selects_frames or output_scores:
             num_candidates = pixel_values.shape[1] // config.tubelet_size
             embeddings, scores = self._embed_and_score(pixel_values, patches)  # (B, c * S, D), (B, c * S)
@@ -136,25 +134,27 @@ class EverestEmbeddings(nn.Module):
                 patches = take_slots(patches, slots, num_candidates)
                 embeddings, scores = self._score_chosen(pixel_values, embeddings, slots)  # (B, N, D), (B, N)
 
+        packing = None
         if bool_masked_pos is not None:
-            kept, masked = (Chosen(ids.to(patches.device), None) for ids in split_by_mask(bool_masked_pos))
-            targets = masked if pretraining else None
+            kept_ids, masked_ids = (ids.to(patches.device) for ids in split_by_mask(bool_masked_pos))
+            target_ids = masked_ids if pretraining else None
+        elif pretraining:
+            draw = partial(draw_noise, noise, self.training, patches.shape[0], patches.device)
+            kept_ids, target_ids = select_tokens(config, scores, draw, grid, ratio, pretraining)
         else:
-            kept, targets = self.choose(patches, scores, grid, keep_ratio, noise, pretraining)
-        if kept.packing is not None:
-            patches, embeddings = packed(patches), None if embeddings is None else packed(embeddings)
+            kept_ids, packing = self.choose(patches, scores, grid, keep_ratio, noise)
+            if packing is not None:
+                patches, embeddings = packed(patches), None if embeddings is None else packed(embeddings)
 
-        hidden_states = self._embed_kept(patches, embeddings, None if keeps_all else kept.ids)  # (B, K, D)
-        num_tokens = math.prod(grid)
+        hidden_states = self._embed_kept(patches, embeddings, None if keeps_all else kept_ids)  # (B, K, D)
         return EverestEmbeddingOutput(
-            hidden_states=self.add_positions(hidden_states, kept.ids, grid),
-            kept_ids=kept.ids % num_tokens,
-            target_ids=None if targets is None else targets.ids % num_tokens,
-            targets=None if targets is None else pixel_targets(patches, targets.ids, config),
+            hidden_states=self.add_positions(hidden_states, kept_ids, grid),
+            kept_ids=kept_ids % math.prod(grid),
+            target_ids=target_ids,
+            targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
             slots=slots,
             scores=scores if output_scores else None,
-            packing=kept.packing,
-            target_packing=None if targets is None else targets.packing,
+            packing=packing,
         )
 
     def choose(
@@ -164,28 +164,21 @@ class EverestEmbeddings(nn.Module):
         grid: Grid,
         keep_ratio: float | None = None,
         noise: torch.Tensor | None = None,
-        pretraining: bool = False,
-    ) -> tuple[Chosen, Chosen | None]:
-        """Choose of tokens (B, N, any) by scores (B, N): those to see, and in pre-training those to predict."""
+    ) -> tuple[torch.Tensor, Packing | None]:
+        """Choose of tokens (B, N, any) by scores (B, N): ids (B, K), or packed ids (1, total) among all B * N."""
         config, (batch, num_tokens) = self.config, tokens.shape[:2]
         ratio = config.keep_ratio if keep_ratio is None else keep_ratio
-        if ratio == 1 and not pretraining:
-            return Chosen(torch.arange(num_tokens, device=tokens.device).expand(batch, -1), None), None
-        draw = partial(draw_noise, noise, self.training, batch, tokens.device)
-        if config.token_budget == "clip" or not (self.training or (keep_ratio is None and not pretraining)):
-            ids, target_ids = select_tokens(config, scores, draw, grid, ratio, pretraining)
-            return Chosen(ids, None), None if target_ids is None else Chosen(target_ids, None)
+        if ratio == 1:
+            return torch.arange(num_tokens, device=tokens.device).expand(batch, -1), None
+        if config.token_budget == "clip" or not (self.training or keep_ratio is None):
+            draw = partial(draw_noise, noise, self.training, batch, tokens.device)
+            return select_tokens(config, scores, draw, grid, ratio, pretraining=False)[0], None
         assert scores is not None  # a budget of the batch is for selections by motion alone
         bounds = config.token_bounds(grid)
         if not self.training:
-            return Chosen(*choose_above(scores, config.score_threshold(), *bounds)), None
-        config.check_budget("pretraining_keep_ratio" if pretraining else "keep_ratio", keep_ratio, grid)
-        num_kept, num_targets = count_selected(config, grid, ratio, pretraining)
-        num_informative = num_kept + num_targets
-        ids, packing = choose_of_batch(scores, batch * num_informative, *bounds)
-        if pretraining:
-            return split_informative(ids, packing, draw, num_kept, num_informative)
-        return Chosen(ids, packing), None
+            return choose_above(scores, config.score_threshold(), *bounds)
+        config.check_bounds("keep_ratio", ratio, grid)
+        return choose_of_batch(scores, batch * config.count_tokens(ratio, grid), *bounds)
 
     def add_positions(self, tokens: torch.Tensor, ids: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Add the positions of ids (B, K) in a grid, or of packed ids in a batch of it, to tokens (B, K, D)."""

@@ -8,8 +8,8 @@ the kinds of attention, kernels_everest.py what only makes this fast.
 
 Letters in shapes: B clips, T frames, C channels, H x W pixels, c candidate slots, t slots, S places in a slot,
 N = t * S tokens in slot-major order, K kept tokens, M target tokens, P values in a token's pixels, D hidden size.
-Where the budget is the batch's, clips have different numbers of tokens. Shapes (B, K, any) and (B, M, any) are then
-(1, total, any), with a `Packing` that says where each clip begins.
+Where the budget is the batch's, clips have different numbers of tokens. Shapes (B, K, any) are then (1, total, any), with
+a `Packing` that says where each clip begins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ from .attention_everest import (
 from .configuration_everest import EverestConfig, problem_type_of
 from .embeddings_everest import EverestEmbeddings, EverestPositionEmbeddings
 from .kernels_everest import mlp_forward
-from .packing_everest import Packing, interleave, packing_of_one
+from .packing_everest import Packing, packing_of_one
 from .selection_everest import Grid, check_shape, token_grid
 
 # One checkpoint serves all of these, with trust_remote_code, where this package is not installed.
@@ -52,16 +52,8 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_everest.EverestForVideoClassification",
 }
 
-
-class Places(NamedTuple):
-    """Some of packed tokens: ids (M,), and how they are packed themselves."""
-
-    ids: torch.Tensor
-    packing: Packing
-
-
-# Which tokens are read of what a stack of layers gives: the last n, their mean, or some of packed ones; None for all.
-Read = int | Literal["mean"] | Places | None
+# Which tokens are read of what a stack of layers gives: the last n, or their mean; None for all.
+Read = int | Literal["mean"] | None
 
 
 # -------------------------------------------------------------------------------------------------- transformer
@@ -182,24 +174,20 @@ class EverestLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Transform tokens (B, K, D), and return them with, where asked for, the weights (B, heads, K, K).
 
-        With `read` it returns no more than that of the tokens: of the mean (B, 1, D).
+        With `read` it returns the last `read` tokens alone, or the mean of the tokens (B, 1, D).
         """
-        normed, query_packing = self.norm1(hidden_states), packing
-        queries = normed
-        if isinstance(read, Places):
-            queries, hidden_states, query_packing = normed[:, read.ids], hidden_states[:, read.ids], read.packing
-        elif isinstance(read, int):
-            if packing is not None:
-                raise ValueError(f"read is {read}; of packed tokens it must be None, 'mean' or Places")
-            queries, hidden_states = normed[:, -read:], hidden_states[:, -read:]
-        attended, weights = self.attention(normed, output_attentions, queries, packing, query_packing)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended), query_packing)
+        if packing is not None and isinstance(read, int):
+            raise ValueError(f"read is {read}; of packed tokens it must be None or 'mean'")
+        first = hidden_states.shape[1] - read if isinstance(read, int) else 0
+        normed = self.norm1(hidden_states)
+        attended, weights = self.attention(normed, output_attentions, normed[:, first:], packing)
+        hidden_states = hidden_states[:, first:] + self.drop_path(self.dropout(attended), packing)
+        normed = self.norm2(hidden_states)
         if read == "mean":
             mean = partial(torch.mean, dim=1, keepdim=True) if packing is None else packing.mean
-            transformed = self.mlp(self.norm2(hidden_states), mean)  # (B, 1, D)
-            return mean(hidden_states) + self.drop_path(self.dropout(transformed)), weights
-        transformed = self.mlp(self.norm2(hidden_states), is_packed=packing is not None)
-        return hidden_states + self.drop_path(self.dropout(transformed), query_packing), weights
+            return mean(hidden_states) + self.drop_path(self.dropout(self.mlp(normed, mean))), weights
+        transformed = self.mlp(normed, is_packed=packing is not None)
+        return hidden_states + self.drop_path(self.dropout(transformed), packing), weights
 
 
 def run_layers(
@@ -293,26 +281,14 @@ class EverestDecoder(nn.Module):
         self.head = nn.Linear(dim, config.tubelet_dim)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        visible_ids: torch.Tensor,
-        target_ids: torch.Tensor,
-        grid_size: Grid,
-        packing: Packing | None = None,
-        target_packing: Packing | None = None,
+        self, hidden_states: torch.Tensor, visible_ids: torch.Tensor, target_ids: torch.Tensor, grid_size: Grid
     ) -> torch.Tensor:
         """Predict (B, M, P), channel fastest, from encoded tokens (B, K, D) and the ids (B, K) and (B, M)."""
         visible = self.projection(hidden_states)  # (B, K, D')
         table = self.position_embeddings(grid_size).to(visible.dtype)
-        visible = visible + table[visible_ids]
         targets = self.mask_token.to(visible.dtype) + table[target_ids]  # (B, M, D')
-        read: Read = target_ids.shape[1]
-        if packing is None or target_packing is None:
-            hidden_states = torch.cat([visible, targets], dim=1)  # (B, K + M, D')
-        else:
-            hidden_states, packing, places = interleave(visible, targets, packing, target_packing)
-            read = Places(places, target_packing)
-        hidden_states, _, _ = run_layers(self.layers, hidden_states, read=read, packing=packing)  # (B, M, D')
+        hidden_states = torch.cat([visible + table[visible_ids], targets], dim=1)  # (B, K + M, D')
+        hidden_states, _, _ = run_layers(self.layers, hidden_states, read=target_ids.shape[1])  # (B, M, D')
         return self.head(self.norm(hidden_states))
 
 
@@ -351,8 +327,6 @@ class EverestOutput(ModelOutput):
             Where the budget of tokens is the batch's; of a classifier with `hidden_states` or `attentions`. Clips then keep different numbers of tokens, and `(B, K, ...)`
             is `(1, total, ...)` in the fields above: clip `i` has the tokens from `packing.cu_seqlens[i]` to
             `packing.cu_seqlens[i + 1]`, and `packing.mean(last_hidden_state)` is each clip's mean, `(B, 1, D)`.
-        target_packing (`Packing`, *optional*):
-            The same of `target_ids`, `targets` and the logits of pre-training.
     """
 
     loss: torch.Tensor | None = None
@@ -367,7 +341,6 @@ class EverestOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     packing: Packing | None = None
-    target_packing: Packing | None = None
 
 
 # The subclasses only say which fields are never None.
@@ -602,7 +575,6 @@ class EverestModel(EverestPreTrainedModel):
             hidden_states=hidden_states,
             attentions=attentions,
             packing=embedded.packing,
-            target_packing=embedded.target_packing,
         )
 
     def encode(self, hidden_states: torch.Tensor, *args, **kwargs):
@@ -619,7 +591,6 @@ class EverestForPreTraining(EverestPreTrainedModel):
 
     def __init__(self, config: EverestConfig):
         super().__init__(config)
-        config.check_budget("pretraining_keep_ratio")
         self.everest = EverestModel(config, final_norm=True)
         self.decoder = EverestDecoder(config)
         self.post_init()
@@ -662,8 +633,7 @@ class EverestForPreTraining(EverestPreTrainedModel):
             return_dict=True,
         )
         grid = token_grid(self.config, pixel_values, interpolate_pos_encoding)
-        packings = encoded.packing, encoded.target_packing
-        logits = self.decoder(encoded.last_hidden_state, encoded.kept_ids, encoded.target_ids, grid, *packings)
+        logits = self.decoder(encoded.last_hidden_state, encoded.kept_ids, encoded.target_ids, grid)
         return EverestForPreTrainingOutput(
             loss=F.mse_loss(logits.float(), encoded.targets) if return_loss else None,  # type: ignore[arg-type]
             logits=logits,
@@ -673,8 +643,6 @@ class EverestForPreTraining(EverestPreTrainedModel):
             scores=encoded.scores,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
-            packing=encoded.packing,
-            target_packing=encoded.target_packing,
         )
 
 

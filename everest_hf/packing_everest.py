@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .selection_everest import Noise, sorted_ids
+from .selection_everest import sorted_ids
 
 
 class Packing(NamedTuple):
@@ -73,13 +73,6 @@ def packed(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(0, 1)[None]
 
 
-class Chosen(NamedTuple):
-    """Tokens of a batch. ids: (B, K) of each clip; or, with a packing, (1, total) among all B * N, clip after clip."""
-
-    ids: torch.Tensor
-    packing: Packing | None
-
-
 # ------------------------------------------------------------------------------------------------------ selection
 
 
@@ -131,45 +124,3 @@ def threshold_of(scores: torch.Tensor, kept: int, least: int, most: int) -> floa
     """
     falling = _within_bounds(scores, least, most)[1].sort(descending=True).values
     return falling[kept * len(scores) - 1 :][:2].mean().item()
-
-
-def split_informative(
-    ids: torch.Tensor, packing: Packing, noise: Noise, visible: int, informative: int
-) -> tuple[Chosen, Chosen]:
-    """Divide a batch's informative tokens (1, total) into those that the encoder sees and those to predict, by a draw.
-
-    visible, informative: their numbers for a clip on the average. Of each clip the share visible / informative is
-    visible. It is rounded so that the first n clips together have their share rounded down: each clip's number is less
-    than 1 from its share, and the total is what it would be if all clips had the average.
-    """
-    clip = packing.clip_of(ids.shape[1])  # (total,)
-    drawn = sorted_ids(noise(informative).flatten()[None])[0]
-    order = drawn[sorted_ids(clip[drawn][None])[0]]  # clip after clip, within each by the draw
-    ends = packing.cu_seqlens.long() * visible // informative  # (B + 1,), of the visible ones
-    place = torch.arange(ids.shape[1], device=ids.device) - packing.cu_seqlens[clip]
-    hidden = place >= ends.diff()[clip]
-    num_visible = ids.shape[1] * visible // informative
-    parts = sorted_ids(hidden.to(torch.uint8)[None])[0].tensor_split((num_visible,))
-    seen, to_predict = (ids[:, order[part]] for part in parts)
-    of_seen = Packing(ends.to(torch.int32), packing.longest)
-    of_targets = Packing(packing.cu_seqlens - of_seen.cu_seqlens, packing.longest)
-    return Chosen(seen, of_seen), Chosen(to_predict, of_targets)
-
-
-def interleave(visible: torch.Tensor, targets: torch.Tensor, seen: Packing, unseen: Packing):
-    """Lay each clip's visible tokens (1, V, D) and targets (1, M, D) beside each other: (1, V + M, D).
-
-    Returns them, their packing, and the places (M,) of the targets.
-    """
-    seen, unseen = seen.to(visible.device), unseen.to(visible.device)
-    at_visible = _places(visible.shape[1], seen, unseen.cu_seqlens[:-1])
-    at_targets = _places(targets.shape[1], unseen, seen.cu_seqlens[1:])
-    tokens, places = torch.cat([visible, targets], dim=1), torch.cat([at_visible, at_targets])
-    together = Packing(seen.cu_seqlens + unseen.cu_seqlens, seen.longest)
-    return torch.zeros_like(tokens).index_copy(1, places, tokens), together, at_targets
-
-
-def _places(total: int, packing: Packing, before: torch.Tensor) -> torch.Tensor:
-    """Return the places (total,) of packed tokens, moved behind as many others as `before` (B,) says of their clip."""
-    tokens = torch.arange(total, device=before.device)
-    return tokens + before[packing.clip_of(total)]

@@ -106,7 +106,7 @@ class SlotEncoder:
         grid, encoder = self.config.grid_size, self._encoder
         tokens = torch.stack([torch.cat([slot.tokens for slot in slots]) for slots in clips])  # (B, N, D)
         scores = torch.stack([_scores_of(slots) for slots in clips]) if self._needs_scores else None  # (B, N)
-        (ids, packing), _ = self._embeddings.choose(tokens, scores, grid, self._ratio)  # (B, K)
+        ids, packing = self._embeddings.choose(tokens, scores, grid, self._ratio)  # (B, K)
         tokens = gather_tokens(tokens if packing is None else packed(tokens), ids)  # (B, K, D)
         tokens, model = self._embeddings.add_positions(tokens, ids, grid), self._model
         if not isinstance(model, EverestForVideoClassification):

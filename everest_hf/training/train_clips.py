@@ -48,7 +48,7 @@ def draw_train_clips(
             encoder.embeddings.train()  # evaluation would go by a threshold
         embedded = encoder.embeddings(inputs["pixel_values"], recipe.task == "pretrain", **noise)
     kept = _by_clip(embedded.kept_ids, embedded.packing)
-    targets = None if embedded.target_ids is None else _by_clip(embedded.target_ids, embedded.target_packing)
+    targets = embedded.target_ids  # (B, M), of pre-training
     seen = _to_uint8(inputs["pixel_values"], config)  # (B, T, 3, H, W)
     names = names_of(train, batch["index"].tolist())
     clips = []
@@ -58,7 +58,7 @@ def draw_train_clips(
         label = f": {_label_in_words(inputs['labels'][i], config)}" if "labels" in inputs else ""
         clips.append((Path(names[i]).name + label, strips))
     below = f"{_mean_length(kept):g} of {config.num_tokens} tokens"
-    below += " kept" if targets is None else f" seen, {_mean_length(targets):g} to predict (blue)"
+    below += " kept" if targets is None else f" seen, {targets.shape[1]} to predict (blue)"
     below += "" if embedded.packing is None else ", on the average"
     write_contact_sheet(f"training clips; below each: {below}", clips, path, every=config.tubelet_size)
 

@@ -143,14 +143,6 @@ def above(scores, threshold, least, most):
     return [min(max(sum(score > threshold for score in clip), least), most) for clip in scores]
 
 
-def visible_of(counts, visible, informative):
-    """Return how many of each clip's informative tokens are visible: of the first n clips together their share."""
-    found = []
-    for number in range(1, len(counts) + 1):
-        found.append(sum(counts[:number]) * visible // informative - sum(found))
-    return found
-
-
 def top(values, count):
     """Return the indices of the `count` largest values, largest first, the lower index first where they tie."""
     return sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]

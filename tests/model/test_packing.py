@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import reference
-from helpers.models import ATTENTIVE, BATCH, HEADS, base, build, calibrated, clips, double, main
+from helpers.models import ATTENTIVE, BATCH, build, calibrated, clips, double, main
 from helpers.tiny import tiny_config
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -43,8 +43,7 @@ def parts(output, name):
     """Return what an output has of each clip under a name."""
     if "packing" not in output:
         return [ids[ids >= 0] for ids in output[name]]
-    packing = output.target_packing if name in ("target_ids", "targets") else output.packing
-    return packing.split(output[name])
+    return output.packing.split(output[name])
 
 
 def counts_of(output):
@@ -114,38 +113,13 @@ def test_a_panning_clip_has_the_most_and_with_the_camera_taken_off_few():
     assert counts["compensated"][0] < 27 < BOUNDS[1]
 
 
-def test_pretraining_divides_the_tokens_of_each_clip_alike():
-    model = build(EverestForPreTraining, **BATCH).train()
-    output = model(unequal_clips(), output_scores=True)
-    ids, packing = choose_of_batch(output.scores, 4 * 24, *BOUNDS)
-    visible, targets = output.packing.counts, output.target_packing.counts
-    assert torch.equal(visible + targets, packing.counts)
-    assert visible.tolist() == reference.visible_of(packing.counts.tolist(), 9, 24)
-    assert (int(visible.sum()), int(targets.sum())) == (4 * 9, 4 * 15)
-    assert min(*visible, *targets) >= 1
-    divided = zip(parts(output, "visible_ids"), parts(output, "target_ids"), strict=True)
-    for informative, both in zip(packing.split(ids), divided, strict=True):
-        assert sorted(torch.cat(both).tolist()) == (informative % 60).tolist()
-
-
-def test_each_informative_token_is_visible_as_often():
-    model = build(EverestForPreTraining, **BATCH).train()
-    pixel_values, seen = unequal_clips(), torch.zeros(4, 60)
-    for _ in range(400):
-        embedded = model.everest.embeddings(pixel_values, pretraining=True)
-        for clip, ids in enumerate(embedded.packing.split(embedded.kept_ids)):
-            seen[clip, ids] += 1 / 400
-    shares = seen[seen > 0]
-    assert len(shares) == 4 * 24
-    assert 0.25 < shares.min() < 9 / 24 < shares.max() < 0.5
-
-
-def test_pretraining_is_evaluated_with_the_same_share_of_every_clip():
+@pytest.mark.parametrize("training", [True, False])
+def test_pretraining_keeps_the_same_share_of_every_clip(training):
     ours, fixed = build(EverestForPreTraining, **BATCH), build(EverestForPreTraining)
-    with torch.no_grad():
-        found, expected = ours(unequal_clips()), fixed(unequal_clips())
-    assert found.packing is None
+    noise = torch.rand(4, 24)
+    found, expected = (model.train(training)(unequal_clips(), noise=noise) for model in (ours, fixed))
     assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.visible_ids, expected.visible_ids)
 
 
 def test_a_keep_ratio_of_a_call_is_that_of_every_clip_in_evaluation():
@@ -254,15 +228,6 @@ def test_an_impossible_budget_is_refused(fields, message):
         tiny_config(**{**BATCH, **fields})
 
 
-def test_an_impossible_budget_of_pretraining_is_refused():
-    fields = {**BATCH, "max_keep_ratio": 0.5, "pretraining_keep_ratio": 0.5}
-    EverestForVideoClassification(tiny_config(**fields))
-    with pytest.raises(ValueError, match=r"pretraining_keep_ratio is 0\.5; it must be .* below max_keep_ratio 0\.5"):
-        EverestForPreTraining(tiny_config(**fields))
-    with pytest.raises(ValueError, match=r"min_keep_ratio is 0\.03; it must be large enough that a clip of 1 tokens"):
-        EverestForPreTraining(tiny_config(**{**BATCH, "min_keep_ratio": 0.03}))
-
-
 # ------------------------------------------------------------------ packed = one by one
 
 
@@ -295,33 +260,6 @@ def test_packed_is_one_by_one_in_evaluation(name, grad):
     torch.testing.assert_close(output.logits, torch.cat([each.logits for each in alone]), atol=1e-5, rtol=1e-5)
     for ids, each in zip(parts(output, "kept_ids"), alone, strict=True):
         assert torch.equal(ids, each.kept_ids[0])  # which is not filled up
-
-
-def test_packed_pretraining_is_one_by_one():
-    model = build(EverestForPreTraining, decoder_num_hidden_layers=2, **BATCH).train()
-    pixel_values = unequal_clips()
-    output = model(pixel_values)
-    model.zero_grad()
-    output.loss.backward()
-    found = slopes(model)
-    model.zero_grad()
-    patches, grid, errors = base(model).embeddings, model.config.grid_size, []
-    names = ("visible_ids", "target_ids", "logits")
-    packings = (output.packing, output.target_packing, output.target_packing)
-    divided = [packing.split(output[name]) for name, packing in zip(names, packings, strict=True)]
-    for clip, (visible, targets, logits) in enumerate(zip(*divided, strict=True)):
-        masked = torch.ones(1, 60, dtype=torch.bool).scatter(1, visible[None], False)
-        embedded = patches(pixel_values[clip : clip + 1], True, masked)
-        order = embedded.kept_ids[0].argsort()[visible.argsort().argsort()]  # from time order to the draw's
-        encoded, *_ = model.everest.encode(embedded.hidden_states[:, order])
-        alone = model.decoder(encoded, visible[None], targets[None], grid)
-        torch.testing.assert_close(logits, alone[0], atol=1e-5, rtol=1e-5)
-        wanted = embedded.targets[0, torch.searchsorted(embedded.target_ids[0], targets)]
-        errors.append((alone[0] - wanted).square().sum())
-    loss = sum(errors) / output.logits.numel()
-    torch.testing.assert_close(output.loss, loss)
-    loss.backward()
-    assert_close(found, slopes(model))
 
 
 @pytest.mark.parametrize("model_class", [EverestModel, EverestForVideoClassification])
@@ -361,7 +299,7 @@ def test_a_classifier_gives_a_row_for_each_clip():
 
 
 def test_the_last_tokens_are_not_read_of_packed_ones():
-    with pytest.raises(ValueError, match="read is 2; of packed tokens it must be None, 'mean' or Places"):
+    with pytest.raises(ValueError, match="read is 2; of packed tokens it must be None or 'mean'"):
         ready(EverestModel)(unequal_clips(), read=2)
 
 
@@ -419,17 +357,14 @@ AttentionInterface.register("dense_of_a_test", lambda m, q, k, v, mask, scaling,
 
 
 @pytest.mark.parametrize("attention", ["eager", "flash_of_a_test", "dense_of_a_test"])
-@pytest.mark.parametrize(
-    ("model_class", "overrides"), [(EverestForPreTraining, {}), (EverestForVideoClassification, ATTENTIVE)]
-)
-def test_all_kinds_of_attention_keep_to_the_clip(attention, model_class, overrides):
-    outputs = []
+@pytest.mark.parametrize("overrides", [{}, ATTENTIVE], ids=["mean", "attentive"])
+def test_all_kinds_of_attention_keep_to_the_clip(attention, overrides):
+    logits = []
     for name in ("sdpa", attention):
-        model = build(model_class, **BATCH, **overrides).train()
+        model = build(EverestForVideoClassification, **BATCH, **overrides).train()
         model.config._attn_implementation = name  # Transformers lets only its own have "flash" in their name
-        kwargs = {"noise": torch.rand(4, 24, generator=torch.Generator().manual_seed(0))} if not overrides else {}
-        outputs.append(model(unequal_clips(), **kwargs))
-    torch.testing.assert_close(main(outputs[0]), main(outputs[1]), atol=1e-5, rtol=1e-5)
+        logits.append(model(unequal_clips()).logits)
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -465,26 +400,23 @@ def test_the_operator_of_compiled_graphs_is_attention_and_so_are_its_gradients()
 # ------------------------------------------------------------------ compiled
 
 
-@pytest.mark.parametrize("model_class", HEADS)
-def test_compiled_in_one_graph_once_for_all_contents(model_class):
+@pytest.mark.parametrize("overrides", [{}, ATTENTIVE], ids=["mean", "attentive"])
+def test_compiled_in_one_graph_once_for_all_contents(overrides):
     torch._dynamo.reset()
-    model = build(model_class, num_hidden_layers=1, problem_type="single_label_classification", **BATCH).train()
+    overrides = {"num_hidden_layers": 1, "problem_type": "single_label_classification", **overrides}
+    model = build(EverestForVideoClassification, **BATCH, **overrides).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    generator = torch.Generator().manual_seed(0)
-    counts = set()
+    generator, labels, counts = torch.Generator().manual_seed(0), torch.tensor([0, 1, 2, 3]), set()
     for step in range(50):
         pixel_values = unequal_clips(seed=step)[torch.randperm(4, generator=generator)]
-        kwargs = {"labels": torch.tensor([0, 1, 2, 3])}
-        if model_class is EverestForPreTraining:
-            kwargs = {"noise": torch.rand(4, 24, generator=generator)}
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
-            output = compiled(pixel_values, **kwargs)
+            output = compiled(pixel_values, labels=labels)
             output.loss.backward()
         counts.add(tuple(counts_of(output).tolist()))
         if step % 10 == 0:
             found = slopes(model)
             model.zero_grad()
-            expected = model(pixel_values, **kwargs)
+            expected = model(pixel_values, labels=labels)
             expected.loss.backward()
             torch.testing.assert_close(output.loss, expected.loss)
             assert_close(found, slopes(model))
