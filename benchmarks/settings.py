@@ -38,7 +38,7 @@ def compare(args: argparse.Namespace, step: Step, settings: Settings) -> dict[st
     seconds = measure.interleave(calls, args.repeats, args.device, num_warmup_steps(step.case))
     first, second = seconds.values()
     ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
-    about = {name: getattr(step.case, name) for name in ("size", "task", "dtype", "batch")}
+    about = {**{name: getattr(step.case, name) for name in ("size", "task", "dtype")}, "clips": step.case.batch}
     return {**about, **{name: measure.summary(values) for name, values in seconds.items()}, "ratio": ratio}
 
 
@@ -53,7 +53,7 @@ def table(results: list[dict], settings: tuple[str, str], *also: str) -> str:
 
     also: further columns, by the names under which results have them.
     """
-    names = ["size", "task", "dtype", "batch", *also]
+    names = ["size", "task", "dtype", "clips", *also]
     rows = [
         [*(str(result[name]) for name in names)]
         + [f"{result[name]['seconds']:.3f}" for name in settings]

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from motion_clips import CONDITIONS, MotionClips, Split, condition_of
 from motion_runs import Bench, Pretraining, Size, classification_loss, clips_path, evaluate, pretrain, train
+from torch.nn import functional as F
 
 from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.camera_everest import changes_beside_camera
+from everest_hf.embeddings_everest import pixel_targets
 from everest_hf.evaluation.threshold import find_threshold, score_tokens
 from everest_hf.files import write_whole
+from everest_hf.modeling_everest import EverestForPreTrainingOutput
+from everest_hf.packing_everest import choose_of_batch
 from everest_hf.selection_everest import patchify
 
 LEAST, MOST = 0.05, 0.6
@@ -27,20 +31,18 @@ SELECTIONS = {"plain": "motion", "compensated": "compensated", "true camera": "m
 
 @dataclass(frozen=True)
 class BudgetPretraining:
-    """A pre-training on varied clips. budget: of its informative tokens."""
+    """A pre-training on varied clips. budget: "clip", or "batch" for `SharedPretraining`."""
 
     seed: int
     steps: int
     budget: str
-    scores: str
 
     @property
     def name(self) -> str:
-        return f"pretrain-varied-{self.budget}-{self.scores}-{self.seed}"
+        return f"pretrain-varied-{self.budget}-{self.seed}"
 
     def do(self, bench: "TruthBench") -> dict:
-        selection = {"token_selection": SELECTIONS[self.scores], "keep_ratio": 0.3}  # which the bounds allow
-        own = dataclasses.replace(bench, fields={**selection, **budget_fields(self.budget)})
+        own = dataclasses.replace(bench, pretraining=PRETRAININGS[self.budget])
         run = Pretraining("everest", self.seed, self.steps)
         return pretrain(own, run, bench.size.pretraining_lr, partial(own.draw, "varied"), self.name)
 
@@ -77,7 +79,7 @@ class Arm:
         """Return the pre-training that it follows."""
         if self.pretrained is None:
             return Pretraining("everest", self.seed, size.pretraining_steps)
-        return BudgetPretraining(self.seed, size.pretraining_steps, self.pretrained, self.scores)
+        return BudgetPretraining(self.seed, size.pretraining_steps, self.pretrained)
 
     def do(self, bench: "TruthBench") -> dict:
         return finetune(bench, self)
@@ -128,14 +130,14 @@ def _save(path: Path, save, *args, **kwargs) -> None:
 
 @dataclass
 class TruthBench(Bench):
-    """A bench that also knows the truth about the clips that were read last. fields: of its pre-trainings' models."""
+    """A bench that also knows the truth about the clips that were read last. pretraining: the class that it pre-trains."""
 
     truths: dict = field(default_factory=dict)
     last: tuple = ()
-    fields: dict = field(default_factory=dict)
+    pretraining: type[EverestForPreTraining] = EverestForPreTraining
 
     def pretraining_model(self, targets: str) -> EverestForPreTraining:
-        return EverestForPreTraining(self.config(**self.fields)).to(self.device)
+        return self.pretraining(self.config(min_keep_ratio=LEAST, max_keep_ratio=MOST)).to(self.device)
 
     def batch(self, kind, split, ids, config):
         self.last = kind, split, ids
@@ -146,6 +148,41 @@ class TruthBench(Bench):
         if (kind, split) not in self.truths:
             self.truths[kind, split] = dict(np.load(truth_path(self.work, kind, split)))
         return torch.from_numpy(self.truths[kind, split][what])[ids]
+
+
+# ----------------------------------------------------------------------------------------------------- pre-training
+
+
+class SharedPretraining(EverestForPreTraining):
+    """A masked autoencoder of which the clips of a batch share the informative tokens, in training.
+
+    Each clip sees the same part of its own. The package has none, because it does not pay.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: None = None) -> EverestForPreTrainingOutput:
+        config, embeddings = self.config, self.everest.embeddings
+        with torch.no_grad():
+            scores = embeddings(pixel_values, keep_ratio=1.0, output_scores=True).scores
+        total = len(scores) * config.num_informative_tokens
+        ids, packing = choose_of_batch(scores, total, *config.token_bounds())
+        clips = zip(pixel_values.split(1), packing.split(ids % config.num_tokens), strict=True)
+        found = [self.predict(clip, own[torch.randperm(len(own))]) for clip, own in clips]
+        predicted, targets = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return EverestForPreTrainingOutput(loss=F.mse_loss(predicted, targets), logits=predicted)
+
+    def predict(self, clip: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a clip (1, T, C, H, W) is predicted to be, (1, M, P), and what it is, of its shuffled ids (n,)."""
+        config = self.config
+        share = config.num_visible_tokens / config.num_informative_tokens
+        visible, hidden = ids.tensor_split((round(share * len(ids)),))
+        masked = torch.ones(1, config.num_tokens, dtype=torch.bool).scatter(1, visible[None], False)
+        encoded = self.everest(clip, bool_masked_pos=masked)
+        predicted = self.decoder(encoded.last_hidden_state, encoded.kept_ids, hidden[None], config.grid_size)
+        patches = patchify(clip, config.tubelet_size, config.patch_size)
+        return predicted, pixel_targets(patches, hidden[None], config)
+
+
+PRETRAININGS = {"clip": EverestForPreTraining, "batch": SharedPretraining}
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -48,7 +48,6 @@ def plan(seed: int) -> list[Arm]:
     for pretrained in ("clip", "batch"):
         arms += [Arm("varied", seed, 0.3, pretrained=pretrained, labelled=labelled) for labelled in FEW]
         arms += [Arm("varied", seed, 0.3, budget, pretrained=pretrained) for budget in ("clip", "batch")]
-        arms += [Arm("varied", seed, 0.3, "batch", "compensated", pretrained=pretrained)]
     return arms
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import processes
 import pytest
 import torch
-from budget_runs import Arm, TruthBench
+from budget_runs import LEAST, MOST, Arm, TruthBench
 from motion_clips import MotionClips, Split
 
-from everest_hf import EverestForVideoClassification
+from everest_hf import EverestForPreTraining, EverestForVideoClassification
 from everest_hf.camera_everest import camera_moves, changes_beside_camera
 
 SIZE = motion_runs.SIZES["smoke"]
@@ -48,6 +48,19 @@ def test_the_tokens_of_an_arm_are_counted_by_condition(bench, arm):
     counts = list(found["tokens"].values())
     assert sum(counts) / len(counts) == pytest.approx(51, abs=0 if arm.budget == "clip" else 8)
     assert (len(set(counts)) == 1) is (arm.budget == "clip")
+
+
+def test_pretraining_that_shares_is_the_package_s_where_clips_are_alike(bench):
+    torch.manual_seed(0)
+    ours = budget_runs.SharedPretraining(bench.config(min_keep_ratio=LEAST, max_keep_ratio=MOST))
+    theirs = EverestForPreTraining(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    pixels = bench.batch("clips", "test", torch.arange(1), ours.config).repeat(3, 1, 1, 1, 1)
+    losses = torch.tensor([[model(pixels).loss.item() for model in (ours, theirs)] for _ in range(10)])
+    (mean, other), spread = losses.mean(dim=0).tolist(), losses.std()  # the draws differ
+    assert mean == pytest.approx(other, abs=2 * spread.item())
+    ours(pixels).loss.backward()
+    assert all(weight.grad is not None for weight in ours.parameters())
 
 
 def test_the_true_move_of_a_camera_takes_the_background_away_and_is_found():
