@@ -68,13 +68,16 @@ def published_files(folder: Path, repo: str, card: str | None = None) -> dict[st
 
 def _imported(folder: Path, files: dict[str, Path | bytes]) -> dict[str, Path]:
     """Return the files that the code in a model's folder imports, by name."""
-    found = {}
-    for code in [path for path in files.values() if isinstance(path, Path) and path.suffix == ".py"]:
-        for name in get_relative_imports(code):
-            path = folder / f"{name}.py"
+    found: dict[str, Path] = {}
+    waiting = [path for path in files.values() if isinstance(path, Path) and path.suffix == ".py"]
+    while waiting:  # what is imported imports other files
+        code = waiting.pop()
+        for path in (folder / f"{name}.py" for name in get_relative_imports(code)):
             if not path.is_file():
                 raise ValueError(f"{folder}: has no {path.name}, which {code.name} imports")
-            found[path.name] = path
+            if path.name not in found:
+                found[path.name] = path
+                waiting.append(path)
     return found
 
 
