@@ -67,8 +67,9 @@ def attend_packed(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let each clip's queries attend to the tokens of that clip alone.
 
-    attend: the implementation that the config names, or the eager one. Kernels for packed tokens are chosen here by name. The others would take the
-    lengths for options that they do not know, and let clips attend to each other, so they get one clip at a time.
+    attend: the implementation that the config names, or the eager one. Kernels for packed tokens are chosen here by name.
+    The others would take the lengths for options that they do not know, and let clips attend to each other, so they get
+    one clip at a time.
     """
     name, compiling = module.config._attn_implementation, torch.compiler.is_compiling()
     lengths = queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest
@@ -83,9 +84,8 @@ def attend_packed(
     if name == "flex_attention":
         mask = _block_mask(queries, keys, query.shape[2], key.shape[2])
         return attend(module, query, key, value, mask, scaling=scaling)
-    if name == "sdpa" and _has_varlen(
-        query
-    ):  # which scales as EverestAttention does; before torch 2.11 it takes no scale
+    if name == "sdpa" and _has_varlen(query):
+        # It scales by 1 / sqrt(d) by itself, as EverestAttention does. In torch 2.10 no other scale can be given.
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (total, heads, d)
         attended: Any = varlen_attn(query, key, value, *lengths)
         return attended[None], None
