@@ -38,6 +38,7 @@ from .attention_everest import (
     blocks_are_faster,
     eager_attention_forward,
 )
+from .camera_everest import camera_moves  # noqa: F401  # Transformers 4.57 copies only what this very file imports
 from .configuration_everest import EverestConfig, problem_type_of
 from .embeddings_everest import EverestEmbeddings, EverestPositionEmbeddings
 from .kernels_everest import mlp_forward

@@ -196,7 +196,8 @@ class Bench:
 
         With num_sample they are crops, so many of each clip. num_clips: how many clips there are to draw from, if not all.
         """
-        ids = torch.randint(num_clips or self.size.counts["train"], (self.size.batch // (num_sample or 1),))
+        count = self.size.counts["train"]
+        ids = torch.randint(min(num_clips or count, count), (self.size.batch // (num_sample or 1),))
         ids = ids.repeat_interleave(num_sample or 1)
         pixels = self.batch(kind, "train", ids, config)
         return random_crops(pixels) if num_sample else pixels, labels_of(ids).to(self.device)

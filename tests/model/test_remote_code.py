@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.models import MODELS, build, clips
 from helpers.tiny import TINY, tiny_config
+from transformers.dynamic_module_utils import get_relative_imports
 
 from everest_hf import EverestForVideoClassification
 
@@ -32,6 +33,12 @@ from {origin} import EverestForVideoClassification
 class Recogniser(EverestForVideoClassification):
     pass
 """
+
+
+def test_the_model_s_file_itself_imports_all_files_that_it_needs():
+    """Transformers 4.57 copies no file that only an imported file imports."""
+    imported = get_relative_imports(sys.modules["everest_hf.modeling_everest"].__file__)
+    assert sorted(["modeling_everest", *imported]) == list(CODE)
 
 
 @pytest.mark.parametrize("origin", ["everest_hf.modeling_everest", ".modeling_everest"])
