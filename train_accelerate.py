@@ -111,7 +111,8 @@ def train(recipe: Recipe) -> dict[str, float]:
                         progress.stop(step)
 
         figures, result = {}, step if recipe.keep == "last" else checkpoints.restore_best(step)
-        calibrate(run, accelerator, model, average)
+        if recipe.keep == "best" or run.config.keep_threshold is None:  # or the last step has found it
+            calibrate(run, accelerator, model, average)
         if run.val is not None:
             figures = judge(run, accelerator, model, average, loaders.final_views(recipe), run.folder)
             if recipe.evaluation == "few_shot":

@@ -84,8 +84,7 @@ def answers_of_shared_budget(model, pixel_values: torch.Tensor, scores: torch.Te
     config = model.config
     median = scores.median().item()
     config.token_budget = "batch"  # of a checkpoint whose budget is "clip": the weights are the same
-    found_for = "keep_ratio", "min_keep_ratio", "max_keep_ratio", "token_selection", "frame_oversampling"
-    fields = {name: getattr(config, name) for name in found_for}
+    fields = {name: getattr(config, name) for name in sys.modules[type(config).__module__].THRESHOLD_FIELDS}
     config.keep_threshold = {"medians": 0.97, "median_score": median, **fields}
     try:
         found = model(pixel_values)

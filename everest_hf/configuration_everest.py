@@ -336,7 +336,7 @@ class EverestConfig(PretrainedConfig):
         self._check_channels()
         self._check_token_counts()
         if self.token_budget == "batch":
-            self.check_bounds("keep_ratio", self.keep_ratio)
+            self.check_bounds(self.keep_ratio)
 
     def _check_integers(self) -> None:
         positive = (
@@ -391,14 +391,11 @@ class EverestConfig(PretrainedConfig):
             right = f"{getattr(self, name)!r}, as {name} is, or keep_threshold None"
             _require(found[name] == getattr(self, name), f"keep_threshold[{name!r}]", found[name], right)
 
-    def check_bounds(self, name: str, ratio: float, grid_size: tuple[int, int, int] | None = None) -> None:
-        """Raise a ValueError if clips of min_keep_ratio to max_keep_ratio of their tokens can't share those of a ratio.
-
-        name: the field that the ratio is for.
-        """
-        (least, most), count = self.token_bounds(grid_size), self.count_tokens(ratio, grid_size)
+    def check_bounds(self, keep_ratio: float, grid_size: tuple[int, int, int] | None = None) -> None:
+        """Raise a ValueError unless clips of min_keep_ratio to max_keep_ratio of their tokens can share a keep_ratio."""
+        (least, most), count = self.token_bounds(grid_size), self.count_tokens(keep_ratio, grid_size)
         bounds = f"above min_keep_ratio {self.min_keep_ratio} and below max_keep_ratio {self.max_keep_ratio}"
-        _require(least < count < most, name, ratio, f"{bounds} with token_budget 'batch'")
+        _require(least < count < most, "keep_ratio", keep_ratio, f"{bounds} with token_budget 'batch'")
 
     def _check_ratios(self) -> None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"):

@@ -22,7 +22,7 @@ from .kernels_everest import (
     serve_as_tokens,
     working_dtype,
 )
-from .packing_everest import Packing, choose_above, choose_of_batch, packed
+from .packing_everest import Packing, choose_above, choose_of_batch, ids_in_clip, packed
 from .selection_everest import (
     Grid,
     check_inputs,
@@ -147,9 +147,10 @@ class EverestEmbeddings(nn.Module):
                 patches, embeddings = packed(patches), None if embeddings is None else packed(embeddings)
 
         hidden_states = self._embed_kept(patches, embeddings, None if keeps_all else kept_ids)  # (B, K, D)
+        kept_ids = ids_in_clip(kept_ids, packing, grid)
         return EverestEmbeddingOutput(
             hidden_states=self.add_positions(hidden_states, kept_ids, grid),
-            kept_ids=kept_ids % math.prod(grid),
+            kept_ids=kept_ids,
             target_ids=target_ids,
             targets=None if target_ids is None else pixel_targets(patches, target_ids, config),
             slots=slots,
@@ -177,12 +178,12 @@ class EverestEmbeddings(nn.Module):
         bounds = config.token_bounds(grid)
         if not self.training:
             return choose_above(scores, config.score_threshold(), *bounds)
-        config.check_bounds("keep_ratio", ratio, grid)
+        config.check_bounds(ratio, grid)
         return choose_of_batch(scores, batch * config.count_tokens(ratio, grid), *bounds)
 
     def add_positions(self, tokens: torch.Tensor, ids: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Add the positions of ids (B, K) in a grid, or of packed ids in a batch of it, to tokens (B, K, D)."""
-        return tokens + self.position_embeddings(grid)[ids % math.prod(grid)].to(tokens.dtype)
+        """Add the positions of ids (B, K) in a grid to tokens (B, K, D)."""
+        return tokens + self.position_embeddings(grid)[ids].to(tokens.dtype)
 
     @torch.no_grad()
     def _embed_and_score(

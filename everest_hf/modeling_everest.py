@@ -42,7 +42,7 @@ from .camera_everest import camera_moves  # noqa: F401  # Transformers 4.57 copi
 from .configuration_everest import EverestConfig, problem_type_of
 from .embeddings_everest import EverestEmbeddings, EverestPositionEmbeddings
 from .kernels_everest import mlp_forward
-from .packing_everest import Packing, packing_of_one
+from .packing_everest import Packing, mean_of_tokens, packing_of_one
 from .selection_everest import Grid, check_shape, token_grid
 
 # One checkpoint serves all of these, with trust_remote_code, where this package is not installed.
@@ -185,7 +185,7 @@ class EverestLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states[:, first:] + self.drop_path(self.dropout(attended), packing)
         normed = self.norm2(hidden_states)
         if read == "mean":
-            mean = partial(torch.mean, dim=1, keepdim=True) if packing is None else packing.mean
+            mean = partial(mean_of_tokens, packing=packing)
             return mean(hidden_states) + self.drop_path(self.dropout(self.mlp(normed, mean))), weights
         transformed = self.mlp(normed, is_packed=packing is not None)
         return hidden_states + self.drop_path(self.dropout(transformed), packing), weights
@@ -732,8 +732,7 @@ class EverestForVideoClassification(EverestPreTrainedModel):
             return hidden_states[:, 0] if packing is None else hidden_states[0, packing.cu_seqlens[:-1]]
         if self.pooling is not None:
             return self.fc_norm(self.pooling(hidden_states, packing))
-        means = hidden_states if packing is None else packing.mean(hidden_states)
-        return self.fc_norm(means.mean(dim=1))
+        return self.fc_norm(mean_of_tokens(hidden_states, packing)[:, 0])
 
     def freeze_encoder(self) -> None:
         """Train the head alone: the encoder gets no gradient, keeps nothing for one, and stays in evaluation mode."""

@@ -6,11 +6,12 @@ where each clip begins. Letters in shapes as in modeling_everest.py.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from .selection_everest import sorted_ids
+from .selection_everest import Grid, sorted_ids
 
 
 class Packing(NamedTuple):
@@ -45,11 +46,11 @@ class Packing(NamedTuple):
         """Return what each clip has of (1, total, any): B tensors (n, any). It waits for the device."""
         return tokens[0].split(self.counts.tolist())
 
-    def pad(self, ids: torch.Tensor, width: int, fill: int = -1) -> torch.Tensor:
-        """Lay the ids (1, total) of each clip in a row of its own, filled up: (B, width)."""
+    def pad(self, ids: torch.Tensor, width: int) -> torch.Tensor:
+        """Lay the ids (1, total) of each clip in a row of its own, filled up with -1: (B, width)."""
         clip = self.clip_of(ids.shape[1])
         place = torch.arange(ids.shape[1], device=ids.device) - self.cu_seqlens[clip]
-        return ids.new_full((self.num_clips, width), fill).index_put((clip, place), ids[0])
+        return ids.new_full((self.num_clips, width), -1).index_put((clip, place), ids[0])
 
     def mean(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mean of each clip's tokens: (1, total, D) gives (B, 1, D), added up in float32 or what is finer."""
@@ -63,9 +64,19 @@ class Packing(NamedTuple):
         return of_clips[:, 0][self.clip_of(total)][None]
 
 
+def mean_of_tokens(tokens: torch.Tensor, packing: Packing | None) -> torch.Tensor:
+    """Return the mean of each clip's tokens, packed or (B, K, D): (B, 1, D)."""
+    return tokens.mean(dim=1, keepdim=True) if packing is None else packing.mean(tokens)
+
+
 def packing_of_one(clips: int, device: torch.device) -> Packing:
     """Return the packing of clips that have one token each."""
     return Packing(torch.arange(clips + 1, dtype=torch.int32, device=device), 1)
+
+
+def ids_in_clip(ids: torch.Tensor, packing: Packing | None, grid: Grid) -> torch.Tensor:
+    """Return the ids that tokens have in their own clip; packed ones are numbered over the whole batch."""
+    return ids if packing is None else ids % math.prod(grid)
 
 
 def packed(x: torch.Tensor) -> torch.Tensor:

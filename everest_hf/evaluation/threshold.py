@@ -34,7 +34,7 @@ def find_threshold(config: EverestConfig, scores: torch.Tensor, keep_ratio: floa
         ValueError: nothing moves in any clip, or the clips can't share the tokens of the ratio.
     """
     ratio = config.keep_ratio if keep_ratio is None else keep_ratio
-    config.check_bounds("keep_ratio", ratio)
+    config.check_bounds(ratio)
     changing = scores[scores > 0]
     if not len(changing):
         raise ValueError(f"nothing moves in any of the {len(scores)} clips, so that no threshold can be found")

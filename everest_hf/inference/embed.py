@@ -21,6 +21,7 @@ from ..data.rows import paths_of
 from ..data.segments import segments_in
 from ..files import LOCK, held, part_suffix, put_in_place, write_whole
 from ..modeling_everest import EverestForVideoClassification, EverestModelOutput, EverestPreTrainedModel
+from ..packing_everest import mean_of_tokens
 from ..video import VideoError
 from .batches import pixel_values_of, reading
 from .features import Features, save_tensors, writer_of
@@ -49,8 +50,7 @@ def feature_function(
 
 
 def _mean_token(output: EverestModelOutput) -> torch.Tensor:
-    tokens = output.last_hidden_state.float()
-    return (tokens if output.packing is None else output.packing.mean(tokens)).mean(dim=1)
+    return mean_of_tokens(output.last_hidden_state.float(), output.packing)[:, 0]
 
 
 def embed_videos(

@@ -17,7 +17,7 @@ from ..modeling_everest import (
     EverestPreTrainedModel,
     reads_mean_alone,
 )
-from ..packing_everest import packed
+from ..packing_everest import ids_in_clip, mean_of_tokens, packed
 from ..selection_everest import check_inputs, gather_tokens, motion_scores, patchify
 
 
@@ -53,9 +53,8 @@ class SlotEncoder:
         self._encoder: EverestModel = model.base_model  # type: ignore[assignment]  # of either class
         self._embeddings = self._encoder.embeddings
         self._ratio = keep_ratio
-        self._needs_scores = (
-            config.selects_by_motion and (config.keep_ratio if keep_ratio is None else keep_ratio) != 1
-        )
+        ratio = config.keep_ratio if keep_ratio is None else keep_ratio
+        self._needs_scores = config.selects_by_motion and ratio != 1
 
     @property
     def num_slots(self) -> int:
@@ -107,11 +106,13 @@ class SlotEncoder:
         tokens = torch.stack([torch.cat([slot.tokens for slot in slots]) for slots in clips])  # (B, N, D)
         scores = torch.stack([_scores_of(slots) for slots in clips]) if self._needs_scores else None  # (B, N)
         ids, packing = self._embeddings.choose(tokens, scores, grid, self._ratio)  # (B, K)
-        tokens = gather_tokens(tokens if packing is None else packed(tokens), ids)  # (B, K, D)
-        tokens, model = self._embeddings.add_positions(tokens, ids, grid), self._model
+        if packing is not None:
+            tokens = packed(tokens)
+        tokens, model = gather_tokens(tokens, ids), self._model  # (B, K, D)
+        tokens = self._embeddings.add_positions(tokens, ids_in_clip(ids, packing, grid), grid)
         if not isinstance(model, EverestForVideoClassification):
             encoded = encoder.encode(tokens, packing=packing)[0].float()
-            return (encoded if packing is None else packing.mean(encoded)).mean(dim=1).cpu(), None
+            return mean_of_tokens(encoded, packing)[:, 0].cpu(), None
         read = "mean" if reads_mean_alone(self.config, training=False) else None
         encoded = encoder.encode(tokens, read=read, packing=packing)[0]
         features = model.pool(encoded, None if read else packing)

@@ -22,6 +22,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train_accelerate.py"
 # Seconds after which a run that hangs is a failure; the runs themselves take a few.
 PATIENCE = 240
+# What `accelerate launch` sets for shards by FSDP2.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
 
 
 # Figures of a log that no run repeats.

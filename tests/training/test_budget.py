@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.commands import train, train_on
+from helpers.commands import FSDP2, train, train_on
 from helpers.tiny import TINY
 from helpers.videos import bad_files, moving_frames, write_list, write_video
 
@@ -17,12 +17,6 @@ from everest_hf.training import loaders
 from everest_hf.training.recipe import load_recipe
 
 BUDGET = {"token_budget": "batch", "min_keep_ratio": 0.1, "max_keep_ratio": 0.9}
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}
 MODEL = {name: list(value) if isinstance(value, tuple) else value for name, value in TINY.items()}
 RECIPE = {
     "train": "videos/train",

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers.commands import PATIENCE, ROOT, SCRIPT, Run, free_port, log_of, train, train_on
+from helpers.commands import FSDP2, PATIENCE, ROOT, SCRIPT, Run, free_port, log_of, train, train_on
 from helpers.forgery import Evil, reseal
 from helpers.tiny import TINY, tiny_config
 from helpers.videos import write_class_folders
@@ -129,12 +129,6 @@ def test_bf16_is_nearly_the_same_run(place, pretrained, kind):
 
 
 SHARDED = ["--epochs", 2, "--save_every", 1]
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}
 
 
 def sharding(kind: str, place: Path, **settings) -> dict[str, str]:
